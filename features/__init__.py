@@ -1,0 +1,1 @@
+"""Events to ids: Polars and Arrow, no model code."""

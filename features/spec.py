@@ -1,0 +1,319 @@
+"""FeatureSpec: the one description of the columns, from which everything else follows.
+
+A spec says which columns are features, how each is encoded, and which carry labels, weight, group and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from features.errors import ConfigError, list_names, nearest
+from features.layout import Layout
+from features.validation import Strict
+
+IdDtype = Literal["string", "integer", "boolean"]
+TimeUnit = Literal["s", "ms", "us", "ns"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class FeatureBase(Strict):
+    """What every feature has."""
+
+    name: Name
+    """Name of the feature: rows of the table depend on it, so a new name is a new feature."""
+    column: str = ""
+    """Column it is read from; the name when not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_is_name(cls, data: Any) -> Any:
+        if (
+            isinstance(data, dict)
+            and not data.get("column")
+            and "column" in cls.model_fields
+            and "name" in data
+        ):
+            return {**data, "column": data["name"]}
+        return data
+
+
+class IdFeature(FeatureBase):
+    """One categorical value a row."""
+
+    type: Literal["id"] = "id"
+    dtype: IdDtype = "string"
+    """What the value is cast to before it is hashed: 7 and "7" are one value under both."""
+
+
+class IdsFeature(FeatureBase):
+    """A list of categorical values a row, pooled by the model."""
+
+    type: Literal["ids"] = "ids"
+    dtype: IdDtype = "string"
+    """What each element is cast to before it is hashed."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """For text columns: what stands between two elements. Without it the column holds lists."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How the model joins the embeddings of one list."""
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    """Elements kept, from the front."""
+
+
+class NumberFeature(FeatureBase):
+    """One number a row: clip, then log, then standardise."""
+
+    type: Literal["number"] = "number"
+    clip: tuple[float | None, float | None] | None = None
+    """Smallest and largest value; null for no bound."""
+    log: float | None = None
+    """Offset o of ln(x + o); the clip must make x + o > 0."""
+    standardise: bool = False
+    """Subtract the mean and divide by the standard deviation of the training rows."""
+    missing_flag: bool = False
+    """Adds a number "NAME:missing" that is 1 where the value is missing."""
+
+    @model_validator(mode="after")
+    def _check(self) -> NumberFeature:
+        low, high = self.clip or (None, None)
+        if low is not None and high is not None and low >= high:
+            raise ConfigError(
+                "clip bounds are not in order",
+                field=f"features.{self.name}.clip",
+                found=[low, high],
+                expected="low < high",
+            )
+        if self.log is not None and (low is None or low + self.log <= 0):
+            raise ConfigError(
+                "the logarithm could meet a number that is not positive",
+                field=f"features.{self.name}.log",
+                found=f"log offset {self.log} with clip {list(self.clip) if self.clip else None}",
+                expected="lower clip bound + log offset > 0",
+                mend=f"set clip: [0, null] and log: 1, or a lower bound above {-self.log}",
+            )
+        return self
+
+
+class BucketFeature(FeatureBase):
+    """A number turned into the id of the bucket it falls in."""
+
+    type: Literal["bucket"] = "bucket"
+    edges: list[float] | None = None
+    """Given edges; bucket i holds the values from edge i-1 (included) up to edge i (not included)."""
+    quantiles: Annotated[int, Field(ge=2, le=1000)] | None = None
+    """Number of buckets of about equal size, fitted on the training rows."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BucketFeature:
+        where = f"features.{self.name}"
+        if (self.edges is None) == (self.quantiles is None):
+            raise ConfigError(
+                "a bucket feature needs either edges or quantiles", field=where, mend="give exactly one"
+            )
+        if self.edges is not None:
+            if not self.edges or len(self.edges) > 1000:
+                raise ConfigError(
+                    "wrong number of edges",
+                    field=f"{where}.edges",
+                    found=len(self.edges),
+                    expected="1 to 1000",
+                )
+            if any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
+                raise ConfigError(
+                    "edges are not in order",
+                    field=f"{where}.edges",
+                    found=self.edges,
+                    expected="strictly increasing",
+                )
+        return self
+
+
+class CrossFeature(Strict):
+    """The combination of two or more single-valued id features as one id."""
+
+    type: Literal["cross"] = "cross"
+    name: Name
+    """Name of the feature."""
+    of: Annotated[list[str], Field(min_length=2)]
+    """Names of id, bucket or time features; their order matters."""
+
+
+class TimeFeature(FeatureBase):
+    """A part of a time as an id."""
+
+    type: Literal["time"] = "time"
+    part: Literal["hour", "weekday"]
+    """hour: 0 to 23 (UTC). weekday: 0 (Monday) to 6."""
+    unit: TimeUnit | None = None
+    """For integer columns: what one step since 1970-01-01 is."""
+
+
+class VectorFeature(FeatureBase):
+    """A list of floats of fixed size a row, used as it is."""
+
+    type: Literal["vector"] = "vector"
+    size: Annotated[int, Field(ge=1, le=65536)]
+    """Numbers a row."""
+
+
+Feature = Annotated[
+    IdFeature | IdsFeature | NumberFeature | BucketFeature | CrossFeature | TimeFeature | VectorFeature,
+    Field(discriminator="type"),
+]
+
+
+class FeatureSpec(Strict):
+    """The description of the columns.
+
+    Example:
+        >>> from features.validation import validate
+        >>> spec = validate(FeatureSpec, {
+        ...     "features": [
+        ...         {"type": "id", "name": "user"},
+        ...         {"type": "number", "name": "age", "missing_flag": True},
+        ...     ],
+        ...     "labels": ["click"],
+        ... })
+        >>> spec.layout.id_names, spec.layout.dense_names
+        (('user',), ('age', 'age:missing'))
+    """
+
+    features: Annotated[list[Feature], Field(min_length=1)]
+    """The features; their order is the order of the encoded columns and has no effect on their values."""
+    labels: Annotated[list[str], Field(min_length=1)]
+    """Label columns: one or several binary tasks."""
+    weight: str | None = None
+    """Column with the weight of a row."""
+    group: str | None = None
+    """Column with the key by which grouped metrics are computed, such as the user."""
+    time: str | None = None
+    """Column with the time of the event."""
+    time_unit: TimeUnit = "us"
+    """What one step of an integer time column is."""
+    reference: str | None = None
+    """Column with a reference probability to compare with: carried along, never an input."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FeatureSpec:
+        _check_unique("features", [feature.name for feature in self.features])
+        _check_unique("labels", self.labels)
+        outcomes = {f"labels ({label})": label for label in self.labels}
+        outcomes |= {key: column for key in ("weight", "reference") if (column := getattr(self, key))}
+        for feature in self.features:
+            if isinstance(feature, CrossFeature):
+                self._check_cross(feature)
+                continue
+            for role, column in outcomes.items():
+                if feature.column == column:
+                    raise ConfigError(
+                        f"column {column!r} is also the spec's {role}: the answer would leak into the input",
+                        field=f"features.{feature.name}",
+                        mend="remove the feature",
+                    )
+        for role in ("weight", "reference", "group", "time"):
+            if (column := getattr(self, role)) is not None and column in self.labels:
+                raise ConfigError(
+                    f"column {column!r} is also a label", field=role, mend="name another column"
+                )
+        return self
+
+    def _check_cross(self, cross: CrossFeature) -> None:
+        single = [
+            item.name for item in self.features if isinstance(item, IdFeature | BucketFeature | TimeFeature)
+        ]
+        for name in cross.of:
+            if name not in single:
+                close = nearest(name, single)
+                raise ConfigError(
+                    f"cross of {name!r}, which is not a single-valued id feature of this spec",
+                    field=f"features.{cross.name}.of",
+                    expected=f"names of id, bucket or time features: {list_names(single)}",
+                    mend=f"did you mean {close!r}?" if close else None,
+                )
+        _check_unique(f"features.{cross.name}.of", cross.of)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and sizes of everything in a Batch."""
+        ids, bags, poolings, dense, vectors, sizes = [], [], [], [], [], []
+        for feature in self.features:
+            match feature:
+                case IdsFeature():
+                    bags.append(feature.name)
+                    poolings.append(feature.pooling)
+                case NumberFeature():
+                    dense.append(feature.name)
+                    if feature.missing_flag:
+                        dense.append(f"{feature.name}:missing")
+                case VectorFeature():
+                    vectors.append(feature.name)
+                    sizes.append(feature.size)
+                case _:
+                    ids.append(feature.name)
+        return Layout(
+            id_names=tuple(ids),
+            bag_names=tuple(bags),
+            bag_poolings=tuple(poolings),
+            dense_names=tuple(dense),
+            vector_names=tuple(vectors),
+            vector_sizes=tuple(sizes),
+            label_names=tuple(self.labels),
+            has_weight=self.weight is not None,
+            has_group=self.group is not None,
+            has_time=self.time is not None,
+            has_reference=self.reference is not None,
+        )
+
+    @property
+    def feature_columns(self) -> list[str]:
+        """The columns that features are read from, each once, in spec order."""
+        return list(
+            dict.fromkeys(item.column for item in self.features if not isinstance(item, CrossFeature))
+        )
+
+    def feature(self, name: str) -> Feature:
+        """Returns the feature of that name.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        names = [feature.name for feature in self.features]
+        close = nearest(name, names)
+        raise ConfigError(
+            "no such feature",
+            field=name,
+            expected=f"one of {list_names(names)}",
+            mend=f"did you mean {close!r}?" if close else None,
+        )
+
+    def digest(self) -> str:
+        """Returns the hex SHA-256 of the spec in canonical JSON."""
+        return digest_json(self.model_dump(mode="json"))
+
+
+def digest_json(data: object) -> str:
+    """Returns the hex SHA-256 of `data` as JSON with sorted keys and no blanks.
+
+    Example:
+        >>> digest_json({"b": 1, "a": 2}) == digest_json({"a": 2, "b": 1})
+        True
+    """
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_unique(where: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ConfigError(
+                "name is used twice", field=where, found=name, mend="rename or remove one of them"
+            )
+        seen.add(name)
