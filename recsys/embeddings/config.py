@@ -1,0 +1,57 @@
+"""What a user says about the embedding table: its kind, width, rows, chunks a feature and exact fields."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from features.validation import Strict
+
+
+class ChunksConfig(Strict):
+    """How many rows of the table each feature looks up; its width is that number times the table's width."""
+
+    default: int = Field(1, ge=0, le=64)
+    """Chunks of every feature not named below."""
+    features: dict[str, int] = Field(default_factory=dict)
+    """Chunks by feature name; 0 drops the feature."""
+
+    def of(self, feature: str) -> int:
+        """The number of chunks of one feature."""
+        return self.features.get(feature, self.default)
+
+
+class ExactConfig(Strict):
+    """Which fields get a row of their own for every value seen in training."""
+
+    max_values: int = Field(64, ge=0)
+    """A field with at most this many distinct training values is exact; 0 makes none exact by size."""
+    features: dict[str, bool] = Field(default_factory=dict)
+    """Overrides the rule for a feature: true makes it exact, false keeps it hashed."""
+
+    def of(self, feature: str, values: int) -> bool:
+        """Whether a feature with this many distinct training values is exact."""
+        return self.features.get(feature, values <= self.max_values)
+
+
+class EmbeddingConfig(Strict):
+    """The embedding table of a model."""
+
+    kind: Literal["multiplexed", "hashed", "collisionless"] = "multiplexed"
+    """multiplexed: all features hash into one shared region; hashed: every feature hashes into rows of its own;
+    collisionless: every value seen in training has a row, unseen values share one row a feature."""
+    width: int = Field(16, ge=1, le=1024)
+    """Floats in a row."""
+    rows: int = Field(100_000, ge=1, lt=2**31)
+    """Rows that ids hash into: the shared region, or for `hashed` all features' rows together."""
+    split: Literal["proportional", "sqrt", "equal"] = "proportional"
+    """How `hashed` divides its rows: by the number of distinct values, by its square root, or evenly."""
+    chunks: ChunksConfig = ChunksConfig()
+    """Lookups a feature."""
+    exact: ExactConfig = ExactConfig()
+    """Fields with a row a value."""
+    init_scale: float = Field(0.05, gt=0)
+    """Rows start uniform in [-init_scale, init_scale]."""
+    kernel: Literal["auto", "torch", "fbgemm"] = "auto"
+    """auto: torch on a CPU, fbgemm on a GPU where it is installed and has the optimizer."""

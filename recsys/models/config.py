@@ -1,0 +1,24 @@
+"""What a user says about the network above the embeddings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from features.validation import Strict
+
+
+class ModelConfig(Strict):
+    """The interaction between features, and the head."""
+
+    interaction: Literal["mlp", "dcn", "dcnv2"] = "dcnv2"
+    """mlp: a feed-forward network alone; dcn and dcnv2: a cross network beside it."""
+    cross_layers: int = Field(2, ge=1, le=16)
+    """Cross layers of dcn and dcnv2."""
+    low_rank: int | None = Field(None, ge=1)
+    """Rank of dcnv2's cross matrices; full when left out."""
+    hidden: tuple[int, ...] = (256, 128)
+    """Units of each layer of the feed-forward network; empty leaves it out."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of hidden units dropped in training."""

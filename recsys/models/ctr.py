@@ -1,0 +1,128 @@
+"""CTRModel: embeddings, dense inputs, an interaction and a head, from a batch to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from features.batch import Batch
+from features.errors import ArtifactError, ConfigError
+from features.layout import Layout
+from recsys.embeddings.multiplexed import MultiplexedEmbedding
+from recsys.embeddings.plan import EmbeddingPlan
+from recsys.embeddings.table import TableOptimizer
+from recsys.models.config import ModelConfig
+from recsys.models.dcn import VectorCross
+from recsys.models.dcnv2 import MatrixCross
+from recsys.models.mlp import MLP
+
+
+class CTRModel(nn.Module):
+    """A click-through-rate model.
+
+    The cross network (if any) and the feed-forward network run side by side on the concatenated input; the head
+    is linear, one logit a task.
+
+    Args:
+        layout: the encoded features.
+        plan: where their rows lie.
+        config: the network.
+        seed: of all initial weights.
+        optimizer: the table's optimizer.
+        kernel: the table's kernel.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        plan: EmbeddingPlan,
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        optimizer: TableOptimizer | None = None,
+        kernel: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.config = config
+        self.plan = plan
+        inputs = plan.output_width + len(layout.dense_names) + sum(layout.vector_sizes)
+        if inputs == 0:
+            raise ConfigError(
+                "the model has no input",
+                field="embedding.chunks",
+                found="every feature dropped",
+                mend="give some feature a chunk, or add a number feature",
+            )
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
+        self.embedding.table.initialise(plan.init_scale, generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            self.cross: nn.Module | None = None
+            if config.interaction == "dcn":
+                self.cross = VectorCross(inputs, config.cross_layers)
+            elif config.interaction == "dcnv2":
+                self.cross = MatrixCross(inputs, config.cross_layers, config.low_rank)
+            # without a cross network an empty feed-forward network passes the input on: logistic regression
+            self.deep = MLP(inputs, config.hidden, config.dropout) if config.hidden or self.cross is None else None
+            width = (inputs if self.cross is not None else 0) + (self.deep.output_width if self.deep else 0)
+            self.head = nn.Linear(width, max(len(layout.label_names), 1))
+
+    def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor, dense: Tensor, vectors: Tensor) -> Tensor:
+        """The logits of a batch, from the tensors of `features.batch.Batch`.
+
+        Args:
+            ids: [B, F] int64.
+            bag_values: [N] int64.
+            bag_lengths: [G, B] int64.
+            dense: [B, numbers] float32.
+            vectors: [B, floats] float32.
+
+        Returns:
+            [B, tasks] float32.
+        """
+        parts = [self.embedding(ids, bag_values, bag_lengths)] if self.plan.lookups else []
+        parts += [part for part in (dense, vectors) if part.shape[1]]
+        x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        streams = [stream(x) for stream in (self.cross, self.deep) if stream is not None]
+        logits: Tensor = self.head(torch.cat(streams, 1) if len(streams) > 1 else streams[0])
+        return logits
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[B, tasks] logits of a batch."""
+        out: Tensor = self(batch.ids, batch.bag_values, batch.bag_lengths, batch.dense, batch.vectors)
+        return out
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the network, without the table, by name."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live tensors that make up the model, by name: network, table and exact index."""
+        out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
+        out["table"] = self.embedding.table.weights()
+        out["exact_keys"] = self.embedding.exact_keys
+        out["exact_rows"] = self.embedding.exact_rows
+        return out
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies in what `tensors` gave.
+
+        Raises:
+            ArtifactError: a tensor is missing or has another shape: it belongs to another model.
+        """
+        for name, own in self.tensors().items():
+            given = tensors.get(name)
+            if given is None or given.shape != own.shape:
+                raise ArtifactError(
+                    "the weights belong to another model",
+                    field=name,
+                    found="nothing" if given is None else f"shape {tuple(given.shape)}",
+                    expected=f"shape {tuple(own.shape)}",
+                    mend="use the config the weights were trained with",
+                )
+            own.copy_(given)

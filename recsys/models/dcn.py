@@ -1,0 +1,28 @@
+"""The cross network of DCN (Wang et al., ADKDD 2017): every layer multiplies the input by one scalar an example."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class VectorCross(nn.Module):
+    """`x_{l+1} = x_0 * (w_l . x_l) + b_l + x_l`.
+
+    Args:
+        inputs: input width I, also the output width.
+        layers: number of layers.
+    """
+
+    def __init__(self, inputs: int, layers: int) -> None:
+        super().__init__()
+        self.weights = nn.ModuleList(nn.Linear(inputs, 1, bias=False) for _ in range(layers))
+        self.biases = nn.ParameterList(torch.zeros(inputs) for _ in range(layers))
+        self.output_width = inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, I] -> [B, I]."""
+        out = x
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            out = torch.addcmul(out, x, weight(out)) + bias
+        return out

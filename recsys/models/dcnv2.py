@@ -1,0 +1,33 @@
+"""The cross network of DCN-v2 (Wang et al., WWW 2021): every layer multiplies the input by a projection of itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MatrixCross(nn.Module):
+    """`x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`, with W_l full or of a low rank.
+
+    Args:
+        inputs: input width I, also the output width.
+        layers: number of layers.
+        low_rank: rank R of W_l = U_l V_l; full when None.
+    """
+
+    def __init__(self, inputs: int, layers: int, low_rank: int | None = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(inputs, inputs)
+            if low_rank is None
+            else nn.Sequential(nn.Linear(inputs, low_rank, bias=False), nn.Linear(low_rank, inputs))
+            for _ in range(layers)
+        )
+        self.output_width = inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, I] -> [B, I]."""
+        out = x
+        for layer in self.layers:
+            out = torch.addcmul(out, x, layer(out))
+        return out

@@ -1,0 +1,34 @@
+"""The feed-forward network: linear layers with ReLU between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear, ReLU and dropout, once a hidden layer.
+
+    Args:
+        inputs: input width I.
+        hidden: units a layer; the last is the output width O (I when empty).
+        dropout: share of units dropped in training.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = inputs
+        for units in hidden:
+            layers += [nn.Linear(width, units), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = units
+        self.layers = nn.Sequential(*layers)
+        self.output_width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, I] -> [B, O]."""
+        out: Tensor = self.layers(x)
+        return out

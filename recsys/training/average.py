@@ -1,0 +1,54 @@
+"""Exponential moving average of a whole model: the network at every step, the table on the rows touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from recsys.embeddings.table import RowAverage
+from recsys.models.ctr import CTRModel
+
+
+class ModelAverage:
+    """The average of a model's weights over its steps (Polyak and Juditsky 1992, exponentially weighted).
+
+    Args:
+        model: averaged; its table tells the average which rows moved.
+        decay: share kept a step.
+    """
+
+    def __init__(self, model: CTRModel, decay: float) -> None:
+        self.decay = decay
+        self._model = model
+        self._network = {name: p.detach().clone() for name, p in model.dense_parameters().items()}
+        table = model.embedding.table
+        self._rows = table.average = RowAverage(table.weights(), decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The live state tensors by name."""
+        return {
+            **{f"network.{name}": t for name, t in self._network.items()},
+            **{f"table.{name}": t for name, t in self._rows.state().items()},
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the network after a step (the table has told of its own)."""
+        parameters = [p.detach() for p in self._model.dense_parameters().values()]
+        torch._foreach_lerp_(list(self._network.values()), parameters, 1 - self.decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the model holds the averaged weights; after, its own again."""
+        own = {name: t.clone() for name, t in self._model.tensors().items()}
+        averaged = dict(own)
+        averaged.update({f"network.{name}": t for name, t in self._network.items()})
+        averaged["table"] = self._rows.materialise(own["table"])
+        self._model.load_tensors(averaged)
+        try:
+            yield
+        finally:
+            self._model.load_tensors(own)

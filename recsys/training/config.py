@@ -1,0 +1,45 @@
+"""What a user says about training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from features.validation import Strict
+from recsys.embeddings.table import OptimizerName
+
+
+class TrainConfig(Strict):
+    """Optimizers, stopping, averaging and checkpoints."""
+
+    batch_size: int = Field(4096, ge=1)
+    """Examples a step."""
+    epochs: int = Field(1, ge=1)
+    """Most passes over the training split."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's rate for the network."""
+    table_optimizer: OptimizerName = "rowwise_adagrad"
+    """rowwise_adagrad: one state a row; adam: on the rows touched, two states a float; sgd."""
+    table_learning_rate: float = Field(0.05, gt=0)
+    """The table's rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How both rates fall to 0 over `epochs`."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which both rates rise from 0."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest global norm of the gradient, network and table together."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay a step of an exponential moving average of all weights; it is evaluated and kept in their place."""
+    monitor: Literal["auc", "logloss"] = "auc"
+    """The validation metric that picks the epoch."""
+    patience: int | None = Field(None, ge=1)
+    """Stops after this many epochs without a better one."""
+    eval_batch_size: int = Field(16_384, ge=1)
+    """Examples a step in evaluation."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints; one is also written after every epoch."""
+    log_steps: int = Field(50, ge=1)
+    """Steps between reports of the training loss."""
+    threads: int | None = Field(None, ge=1)
+    """Threads torch computes with; its own choice when left out."""

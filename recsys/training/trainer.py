@@ -1,0 +1,365 @@
+"""The training loop: steps, validation, early stop, averaging and checkpoints that resume to the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from features.batch import Batch
+from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
+from recsys.embeddings.table import FbgemmTable, TorchTable
+from recsys.evaluation.metrics import evaluate
+from recsys.models.ctr import CTRModel
+from recsys.tensorfile import read_tensors, write_tensors
+from recsys.training.average import ModelAverage
+from recsys.training.config import TrainConfig
+from recsys.training.listener import TrainingListener
+from recsys.training.prediction import predict
+
+if TYPE_CHECKING:
+    from features.loader import Loader
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class TrainResult:
+    """What a training run came to."""
+
+    best_epoch: int
+    """The epoch kept, from 1."""
+    best_metrics: dict[str, float]
+    """Its validation metrics."""
+    history: list[dict[str, float]]
+    """One entry an epoch: epoch, step, train/epoch_loss and valid/NAME."""
+    steps: int
+    examples_per_second: float
+    """Over the training steps of this process; validation and checkpoints are left out."""
+    stopped: str
+    """Why it ended: "epochs" or "patience"."""
+    checkpoint: Path
+    """The best weights."""
+
+
+@dataclass
+class _Progress:
+    """The part of the training state that is numbers; stored in every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    best_epoch: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    finished: str = ""
+
+
+class Trainer:
+    """Trains a CTR model.
+
+    The same model, config, seed, data and thread count give the same bits, whether or not the run was cut and
+    resumed in between.
+
+    Args:
+        model: trained in place; holds the best epoch's weights at the end.
+        config: how.
+        seed: of dropout.
+        folder: where checkpoints go: `step-N.safetensors` (the newest two) and `best.safetensors`.
+        listener: told about progress.
+    """
+
+    def __init__(
+        self,
+        model: CTRModel,
+        config: TrainConfig,
+        *,
+        seed: int,
+        folder: Path,
+        listener: TrainingListener | None = None,
+    ) -> None:
+        if config.clip_norm is not None and not model.embedding.table.clips:
+            raise ConfigError(
+                "the fbgemm kernel steps inside backward, so its gradient cannot be clipped",
+                field="train.clip_norm",
+                found=config.clip_norm,
+                mend="leave it out, or set embedding.kernel to torch",
+            )
+        if config.ema is not None and not isinstance(model.embedding.table, TorchTable):
+            raise ConfigError(
+                "the moving average of weights needs the torch kernel",
+                field="train.ema",
+                found=config.ema,
+                mend="leave it out, or set embedding.kernel to torch",
+            )
+        self.model = model
+        self.config = config
+        self.seed = seed
+        self.folder = folder
+        self.listener = listener
+        self._parameters = model.dense_parameters()
+        self._dense = torch.optim.Adam(self._parameters.values(), lr=config.learning_rate, fused=True)
+        self._average = ModelAverage(model, config.ema) if config.ema is not None else None
+        self._progress = _Progress()
+
+    def fit(self, train: Loader, valid: Loader, *, resume: bool = False) -> TrainResult:
+        """Trains until the epochs are done or patience runs out, and loads the best epoch's weights.
+
+        Args:
+            train: shuffled loader of the training split.
+            valid: unshuffled loader of the validation split.
+            resume: go on from the newest checkpoint in the folder, if there is one; else old checkpoints are removed.
+
+        Raises:
+            UndefinedMetricError: the monitored metric does not exist on the validation split.
+            DataError: the loss is not finite.
+            ArtifactError: a checkpoint cannot be written, is damaged, or is of another config.
+        """
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        torch.manual_seed(self.seed)
+        for unfinished in self.folder.glob(".*.tmp"):
+            unfinished.unlink()
+        if not resume:
+            for old in [*self.folder.glob("step-*.safetensors"), *self.folder.glob("best.safetensors")]:
+                old.unlink()
+        self._resume()
+        p = self._progress
+        total_steps = len(train) * self.config.epochs
+        if self.listener:
+            self.listener.on_start(total_steps, self.config.epochs, p.step)
+        seconds, examples = 0.0, 0
+        while not p.finished:
+            epoch_seconds, epoch_examples = self._train_epoch(train, total_steps)
+            seconds += epoch_seconds
+            examples += epoch_examples
+            self._end_epoch(valid)
+        best, _ = read_tensors(self.folder / "best.safetensors")
+        self.model.load_tensors(best)
+        rate = examples / seconds if seconds else 0.0
+        best_file = self.folder / "best.safetensors"
+        result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, best_file)
+        if self.listener:
+            self.listener.on_end(result)
+        return result
+
+    def _train_epoch(self, train: Loader, total_steps: int) -> tuple[float, int]:
+        """Runs the rest of the current epoch; returns the seconds and examples it took."""
+        p, config = self._progress, self.config
+        self.model.train()
+        train.load_state_dict({"epoch": p.epoch, "batch": p.batch})
+        seconds, examples = 0.0, 0
+        since, since_weight = 0.0, 0.0
+        started = time.perf_counter()
+        for batch in train:
+            factor = rate_factor(config, p.step, total_steps)
+            loss, weight = self._step(batch, factor)
+            p.step += 1
+            p.batch += 1
+            p.loss_sum += loss * weight
+            p.weight_sum += weight
+            examples += len(batch)
+            since += loss * weight
+            since_weight += weight
+            if self.listener and p.step % config.log_steps == 0:
+                mean = since / since_weight if since_weight else 0.0
+                values = {"train/loss": mean, "train/learning_rate": config.learning_rate * factor}
+                self.listener.on_step(p.step, values)
+                since, since_weight = 0.0, 0.0
+            if config.checkpoint_steps and p.step % config.checkpoint_steps == 0 and p.batch < len(train):
+                seconds += time.perf_counter() - started
+                self._save()
+                started = time.perf_counter()
+        return seconds + time.perf_counter() - started, examples
+
+    def _step(self, batch: Batch, factor: float) -> tuple[float, float]:
+        """One optimizer step; returns the mean loss and the weight of the batch."""
+        config, table = self.config, self.model.embedding.table
+        table_rate = config.table_learning_rate * factor
+        if isinstance(table, FbgemmTable):
+            table.set_learning_rate(table_rate)
+        loss, weight = weighted_loss(self.model.logits(batch), batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(
+                "the training loss is not finite",
+                field="train",
+                found=f"{value} at step {self._progress.step + 1}",
+                mend="lower train.learning_rate and train.table_learning_rate, set train.clip_norm, or clip the number "
+                "features",
+            )
+        loss.backward()
+        scale = self._clip() if config.clip_norm else 1.0
+        for group in self._dense.param_groups:
+            group["lr"] = config.learning_rate * factor
+        self._dense.step()
+        self._dense.zero_grad(set_to_none=True)
+        table.step(table_rate, scale)
+        if self._average:
+            self._average.update()
+        return value, weight
+
+    def _clip(self) -> float:
+        """Scales the network's gradients to the largest norm allowed; returns the factor for the table's."""
+        grads = [p.grad for p in self._parameters.values() if p.grad is not None]
+        squares = [g.square().sum() for g in grads]
+        table = self.model.embedding.table
+        assert isinstance(table, TorchTable)
+        touched = table.gradients()
+        if touched is not None:
+            squares.append(touched[1].square().sum())
+        norm = float(torch.stack(squares).sum().sqrt())
+        assert self.config.clip_norm is not None
+        if norm <= self.config.clip_norm:
+            return 1.0
+        scale = self.config.clip_norm / norm
+        torch._foreach_mul_(grads, scale)
+        return scale
+
+    def _end_epoch(self, valid: Loader) -> None:
+        p, config = self._progress, self.config
+        p.epoch += 1
+        p.batch = 0
+        if self._average:
+            with self._average.in_place():
+                metrics = self._validate(valid)
+        else:
+            metrics = self._validate(valid)
+        values = {f"valid/{name}": value for name, value in metrics.items()}
+        values["train/epoch_loss"] = p.loss_sum / p.weight_sum if p.weight_sum else 0.0
+        p.loss_sum = p.weight_sum = 0.0
+        p.history.append({"epoch": p.epoch, "step": p.step, **values})
+        if p.epoch == config.epochs:
+            p.finished = "epochs"
+        elif config.patience and p.epoch - p.best_epoch >= config.patience:
+            p.finished = "patience"
+        self._save()
+        if self.listener:
+            self.listener.on_epoch(p.epoch, p.step, values)
+
+    def _validate(self, valid: Loader) -> dict[str, float]:
+        """Metrics of the weights now in the model, which become the best weights if they are."""
+        p, monitor = self._progress, self.config.monitor
+        predictions = predict(self.model, valid)
+        assert predictions.labels is not None
+        report = evaluate(predictions.labels, predictions.probabilities, predictions.weight)
+        if report[monitor] is None:
+            raise UndefinedMetricError(
+                f"{monitor} is undefined on the validation split",
+                field="train.monitor",
+                found=report["undefined"][monitor],
+                mend="split the data so that validation holds both classes, or set train.monitor to logloss",
+            )
+        metrics = {name: report[name] for name in ("auc", "logloss", "calibration_ratio") if report[name] is not None}
+        sign = 1 if monitor == "auc" else -1
+        if not p.best_metrics or sign * metrics[monitor] > sign * p.best_metrics[monitor]:
+            p.best_epoch, p.best_metrics = p.epoch, metrics
+            state = {"epoch": p.epoch, "step": p.step, "metrics": metrics}
+            write_tensors(self.folder / "best.safetensors", self.model.tensors(), state)
+        return metrics
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, by name; live tensors but for the random state."""
+        out = {f"model.{name}": t for name, t in self.model.tensors().items()}
+        for name, t in self.model.embedding.table.optimizer_state().items():
+            out[f"table_optimizer.{name}"] = t
+        for name, parameter in self._parameters.items():
+            for key, t in self._dense.state[parameter].items():
+                out[f"optimizer.{name}.{key}"] = t
+        for name, t in (self._average.state() if self._average else {}).items():
+            out[f"average.{name}"] = t
+        out["random_state"] = torch.get_rng_state()
+        return out
+
+    def _save(self) -> None:
+        p = self._progress
+        state = {"progress": asdict(p), "train": self.config.model_dump(mode="json"), "seed": self.seed}
+        write_tensors(self.folder / f"step-{p.step:09d}.safetensors", self._tensors(), state)
+        for old in sorted(self.folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+    @torch.no_grad()
+    def _resume(self) -> None:
+        """Takes up the newest checkpoint, if there is one."""
+        checkpoints = sorted(self.folder.glob("step-*.safetensors"))
+        if not checkpoints:
+            return
+        tensors, state = read_tensors(checkpoints[-1])
+        expected = {"train": self.config.model_dump(mode="json"), "seed": self.seed}
+        for key, value in expected.items():
+            if state[key] != value:
+                raise ArtifactError(
+                    "the checkpoint was written under another config",
+                    field=key,
+                    found=state[key],
+                    expected=value,
+                    mend="resume with the config it was started with, or train without --resume",
+                )
+        model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        self.model.load_tensors(model)
+        for name, parameter in self._parameters.items():
+            prefix = f"optimizer.{name}."
+            self._dense.state[parameter] = {
+                key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
+            }
+        for name, t in self.model.embedding.table.optimizer_state().items():
+            t.copy_(tensors[f"table_optimizer.{name}"])
+        for name, t in (self._average.state() if self._average else {}).items():
+            t.copy_(tensors[f"average.{name}"])
+        torch.set_rng_state(tensors["random_state"])
+        self._progress = _Progress(**state["progress"])
+
+
+def weighted_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    """Mean binary cross-entropy over rows (by weight) and tasks.
+
+    Args:
+        logits: [B, T].
+        batch: with labels [B, T] and perhaps weight [B].
+
+    Returns:
+        The loss in nats, and the summed weight of the batch (its rows when unweighted).
+    """
+    assert batch.labels is not None
+    if batch.weight is None:
+        return F.binary_cross_entropy_with_logits(logits, batch.labels), float(len(batch))
+    losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(1)
+    total = batch.weight.sum()
+    return (losses * batch.weight).sum() / total.clamp(min=1e-12), float(total)
+
+
+def rate_factor(config: TrainConfig, step: int, total_steps: int) -> float:
+    """What both learning rates are multiplied by at a step (from 0).
+
+    >>> c = TrainConfig(schedule="linear", warmup_steps=2)
+    >>> [round(rate_factor(c, s, 6), 2) for s in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def load_best(model: CTRModel, folder: Path) -> dict[str, Any]:
+    """Loads the best weights a trainer left in its folder into the model.
+
+    Returns:
+        Their epoch, step and validation metrics.
+
+    Raises:
+        ArtifactError: there are none, or they belong to another model.
+    """
+    tensors, state = read_tensors(folder / "best.safetensors")
+    model.load_tensors(tensors)
+    return state
