@@ -63,9 +63,7 @@ class Bar:
 
     def __post_init__(self) -> None:
         if self.op not in OPERATORS:
-            raise ValueError(
-                f"bar {self.name!r}: unknown operator {self.op!r}, expected one of {', '.join(OPERATORS)}"
-            )
+            raise ValueError(f"bar {self.name!r}: unknown operator {self.op!r}, expected one of {', '.join(OPERATORS)}")
 
     @property
     def met(self) -> bool:
@@ -106,12 +104,8 @@ def main(name: str, measure: Callable[[Settings], Outcome], argv: Sequence[str] 
         The exit code: 0 if every bar is met, else 1.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=measure.__doc__)
-    parser.add_argument(
-        "--json", action="store_true", help="end with one JSON object on the last line of stdout"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="a smaller form of the same measure, marked as such"
-    )
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on the last line of stdout")
+    parser.add_argument("--quick", action="store_true", help="a smaller form of the same measure, marked as such")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
     outcome = measure(Settings(quick=arguments.quick))
@@ -149,9 +143,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
     }
 
 
-def child(
-    command: Sequence[str], request: Mapping[str, Any], *, threads: int, cwd: Path = ROOT
-) -> dict[str, Any]:
+def child(command: Sequence[str], request: Mapping[str, Any], *, threads: int, cwd: Path = ROOT) -> dict[str, Any]:
     """Run one measured process: a JSON request on its standard input, a JSON object as its last line.
 
     Each side of a comparison runs in a process of its own, so that neither inherits the other's memory,
@@ -182,9 +174,7 @@ def child(
         check=False,
     )
     if process.returncode != 0:
-        raise RuntimeError(
-            f"{' '.join(command)} ended with code {process.returncode}; its messages are above"
-        )
+        raise RuntimeError(f"{' '.join(command)} ended with code {process.returncode}; its messages are above")
     lines = process.stdout.strip().splitlines()
     try:
         answer = json.loads(lines[-1])
@@ -199,9 +189,7 @@ def _table(result: Mapping[str, Any]) -> str:
         value = "not measured" if bar["value"] is None else f"{bar['value']:.4g}"
         state = "met" if bar["met"] else "NOT MET"
         lines.append(f"  {state:8}{bar['name']}: {value} (target {bar['op']} {bar['target']:g})")
-    lines.append(
-        f"  {result['seconds']} s on {result['environment']['cpu']}, {result['environment']['cores']} cores"
-    )
+    lines.append(f"  {result['seconds']} s on {result['environment']['cpu']}, {result['environment']['cores']} cores")
     return "\n".join(lines)
 
 
@@ -217,9 +205,7 @@ def _cpu_name() -> str:
 
 def _git_commit() -> str | None:
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")

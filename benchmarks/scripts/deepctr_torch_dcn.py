@@ -18,7 +18,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Train for `epochs` epochs over the first `examples` rows and time each.
 
     Args:
-        request: ids and dense and labels (paths of .npy files, [B, 26] int, [B, 13] float, [B] float), examples,
+        request: ids [B, 26], dense [B, 13] and labels [B] as paths of .npy files, examples (rows used),
             rows (of each feature's table), width, hidden, cross_layers, batch_size, epochs, threads.
 
     Returns:
@@ -33,9 +33,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(request["threads"])
     ids, dense, labels = (np.load(request[key])[: request["examples"]] for key in ("ids", "dense", "labels"))
-    sparse = [
-        SparseFeat(f"C{f + 1}", request["rows"], embedding_dim=request["width"]) for f in range(ids.shape[1])
-    ]
+    sparse = [SparseFeat(f"C{f + 1}", request["rows"], embedding_dim=request["width"]) for f in range(ids.shape[1])]
     numbers = [DenseFeat(f"I{n + 1}", 1) for n in range(dense.shape[1])]
     inputs = {feature.name: ids[:, f].astype(np.float32) for f, feature in enumerate(sparse)}
     inputs |= {feature.name: dense[:, n].astype(np.float32) for n, feature in enumerate(numbers)}
