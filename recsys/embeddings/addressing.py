@@ -17,13 +17,13 @@ _M1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _M2 = 0x94D049BB133111EB - (1 << 64)
 
 
-def salt(feature: str, chunk: int) -> int:
-    """The signed 64-bit salt of one chunk of a feature: xxh64 of `name#chunk`, seeded by the hash version.
+def salt(feature: str, chunk: int, hash_seed: int = 0) -> int:
+    """The signed 64-bit salt of one chunk of a feature: xxh64 of `name#chunk`, seeded by hash version and hash seed.
 
     >>> salt("user_id", 0), salt("user_id", 1)
     (358653878879521741, -2685942674216333866)
     """
-    value = xxhash.xxh64_intdigest(f"{feature}#{chunk}".encode(), seed=HASH_VERSION)
+    value = xxhash.xxh64_intdigest(f"{feature}#{chunk}".encode(), seed=hash_seed * 256 + HASH_VERSION)
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -89,6 +89,7 @@ class Addresser(nn.Module):
 
     Args:
         lookups: the lookups, in output order.
+        hash_seed: another seed is another draw of all hashes.
     """
 
     _columns: Tensor
@@ -99,12 +100,12 @@ class Addresser(nn.Module):
     _key: Tensor
     _chunk: Tensor
 
-    def __init__(self, lookups: list[Lookup]) -> None:
+    def __init__(self, lookups: list[Lookup], hash_seed: int = 0) -> None:
         super().__init__()
         self.columns = [lookup.column for lookup in lookups]
         self._identity = self.columns == list(range(len(lookups)))
         self.register_buffer("_columns", _int64(self.columns), persistent=False)
-        self.register_buffer("_salts", _int64([salt(x.feature, x.chunk) for x in lookups]), persistent=False)
+        self.register_buffer("_salts", _int64([salt(x.feature, x.chunk, hash_seed) for x in lookups]), persistent=False)
         self.register_buffer("_base", _int64([x.base for x in lookups]), persistent=False)
         self.register_buffer("_span", _int64([x.span for x in lookups]), persistent=False)
         exact = [i for i, x in enumerate(lookups) if x.exact]
@@ -141,17 +142,18 @@ class Addresser(nn.Module):
         return rows.to(torch.int32)
 
 
-def exact_key(feature: str, fingerprints: Tensor) -> Tensor:
+def exact_key(feature: str, fingerprints: Tensor, hash_seed: int = 0) -> Tensor:
     """The key under which a feature's values are found in the exact index: the hash of their first chunk.
 
     Args:
         feature: name of the feature.
         fingerprints: int64 of any shape.
+        hash_seed: that of the `Addresser`.
 
     Returns:
         int64 of the same shape.
     """
-    return mix64(fingerprints ^ salt(feature, 0))
+    return mix64(fingerprints ^ salt(feature, 0, hash_seed))
 
 
 def _int64(values: list[int]) -> Tensor:

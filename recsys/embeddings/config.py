@@ -32,7 +32,7 @@ class ExactConfig(Strict):
 
     def of(self, feature: str, values: int) -> bool:
         """Whether a feature with this many distinct training values is exact."""
-        return self.features.get(feature, values <= self.max_values)
+        return self.features.get(feature, 0 < values <= self.max_values)
 
 
 class EmbeddingConfig(Strict):
@@ -51,6 +51,8 @@ class EmbeddingConfig(Strict):
     """Lookups a feature."""
     exact: ExactConfig = ExactConfig()
     """Fields with a row a value."""
+    hash_seed: int = Field(0, ge=0, lt=2**32)
+    """Another seed draws all hashes anew; small tables differ by some .001 AUC from one draw to another."""
     init_scale: float = Field(0.05, gt=0)
     """Rows start uniform in [-init_scale, init_scale]."""
     kernel: Literal["auto", "torch", "fbgemm"] = "auto"

@@ -45,8 +45,8 @@ class MultiplexedEmbedding(nn.Module):
         singles = [f for f in plan.features if not f.bag]
         self.bags = [f for f in plan.features if f.bag]
         self.single_lookups = sum(f.chunks for f in singles)
-        self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)])
-        self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0)) for f in self.bags)
+        self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)], plan.hash_seed)
+        self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
         self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, device)
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:

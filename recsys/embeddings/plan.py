@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class EmbeddingPlan:
     features: tuple[FeaturePlan, ...]
     """Single-valued features in layout order, then bags in layout order."""
     init_scale: float
+    hash_seed: int = 0
     hash_version: int = HASH_VERSION
     exact_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
     exact_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False, repr=False)
@@ -108,6 +109,7 @@ class EmbeddingPlan:
             "width": self.width,
             "rows": self.rows,
             "init_scale": self.init_scale,
+            "hash_seed": self.hash_seed,
             "hash_version": self.hash_version,
             "features": [asdict(f) for f in self.features],
         }
@@ -128,9 +130,9 @@ class EmbeddingPlan:
                 mend="train it again, or load it with the release that wrote it",
             )
         features = tuple(FeaturePlan(**f) for f in data["features"])
-        plan = cls(data["kind"], data["width"], data["rows"], features, data["init_scale"])
+        plan = cls(data["kind"], data["width"], data["rows"], features, data["init_scale"], data["hash_seed"])
         n = plan.exact_values
-        return cls(**{**plan.__dict__, "exact_keys": np.zeros(n, np.int64), "exact_rows": np.zeros(n, np.int32)})
+        return replace(plan, exact_keys=np.zeros(n, np.int64), exact_rows=np.zeros(n, np.int32))
 
 
 def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts) -> EmbeddingPlan:
@@ -175,9 +177,16 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         region = "dropped" if not chunks[name] else "exact" if name in exact else None
         region = region or ("shared" if config.kind == "multiplexed" else "own")
         features.append(FeaturePlan(name, bag, chunks[name], values[name], region, base, span, exact_base.get(name, 0)))
-    keys, rows = _exact_index([f for f in features if f.region == "exact"], id_counts)
+    keys, rows = _exact_index([f for f in features if f.region == "exact" and f.values], id_counts, config.hash_seed)
     return EmbeddingPlan(
-        config.kind, config.width, end, tuple(features), config.init_scale, exact_keys=keys, exact_rows=rows
+        kind=config.kind,
+        width=config.width,
+        rows=end,
+        features=tuple(features),
+        init_scale=config.init_scale,
+        hash_seed=config.hash_seed,
+        exact_keys=keys,
+        exact_rows=rows,
     )
 
 
@@ -201,14 +210,14 @@ def _hashed_segments(
     return segments, end
 
 
-def _exact_index(features: list[FeaturePlan], id_counts: IdCounts) -> tuple[np.ndarray, np.ndarray]:
+def _exact_index(features: list[FeaturePlan], id_counts: IdCounts, hash_seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted keys of all exact values and the first row of each."""
     if not features:
         return np.empty(0, np.int64), np.empty(0, np.int32)
     keys, rows = [], []
     for f in features:
         fingerprints = torch.from_numpy(np.sort(id_counts[f.name][0]))
-        keys.append(exact_key(f.name, fingerprints).numpy())
+        keys.append(exact_key(f.name, fingerprints, hash_seed).numpy())
         rows.append(f.exact_base + np.arange(f.values, dtype=np.int64) * f.chunks)
     all_keys, all_rows = np.concatenate(keys), np.concatenate(rows)
     order = np.argsort(all_keys, kind="stable")

@@ -18,6 +18,8 @@ class ModelConfig(Strict):
     """Cross layers of dcn and dcnv2."""
     low_rank: int | None = Field(None, ge=1)
     """Rank of dcnv2's cross matrices; full when left out."""
+    structure: Literal["parallel", "stacked"] = "parallel"
+    """parallel: cross network and feed-forward network side by side; stacked: the second reads the first."""
     hidden: tuple[int, ...] = (256, 128)
     """Units of each layer of the feed-forward network; empty leaves it out."""
     dropout: float = Field(0.0, ge=0, lt=1)

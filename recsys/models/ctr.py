@@ -56,6 +56,7 @@ class CTRModel(nn.Module):
                 found="every feature dropped",
                 mend="give some feature a chunk, or add a number feature",
             )
+        self._stacked = config.structure == "stacked" and config.interaction != "mlp" and bool(config.hidden)
         generator = torch.Generator().manual_seed(seed)
         self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
         self.embedding.table.initialise(plan.init_scale, generator)
@@ -68,7 +69,10 @@ class CTRModel(nn.Module):
                 self.cross = MatrixCross(inputs, config.cross_layers, config.low_rank)
             # without a cross network an empty feed-forward network passes the input on: logistic regression
             self.deep = MLP(inputs, config.hidden, config.dropout) if config.hidden or self.cross is None else None
-            width = (inputs if self.cross is not None else 0) + (self.deep.output_width if self.deep else 0)
+            if self._stacked:
+                width = self.deep.output_width  # type: ignore[union-attr]
+            else:
+                width = (inputs if self.cross is not None else 0) + (self.deep.output_width if self.deep else 0)
             self.head = nn.Linear(width, max(len(layout.label_names), 1))
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor, dense: Tensor, vectors: Tensor) -> Tensor:
@@ -87,6 +91,8 @@ class CTRModel(nn.Module):
         parts = [self.embedding(ids, bag_values, bag_lengths)] if self.plan.lookups else []
         parts += [part for part in (dense, vectors) if part.shape[1]]
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        if self._stacked:
+            return self.head(self.deep(self.cross(x)))
         streams = [stream(x) for stream in (self.cross, self.deep) if stream is not None]
         logits: Tensor = self.head(torch.cat(streams, 1) if len(streams) > 1 else streams[0])
         return logits
