@@ -53,7 +53,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     seconds: list[float] = []
     losses: list[float] = []
 
-    class Clock(Callback):  # type: ignore[misc]
+    class Clock(Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.started = time.perf_counter()
 

@@ -1,6 +1,8 @@
 """The MLflow signature of a model, made from the feature spec and not from a sample of rows.
 
-Every column is optional, because a null is an ordinary value of every feature.
+Every column is optional, because a null is an ordinary value of every feature. Whole numbers and numbers are of
+MLflow's type `any`: its `long` cannot hold a null, and its `double` refuses a column of whole numbers. The feature
+pipeline checks their values.
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ from features.spec import (
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-_ID_TYPES = {"string": "string", "integer": "long", "boolean": "boolean"}
-
 
 def signature_of(spec: FeatureSpec) -> ModelSignature:
     """The inputs and outputs of a model with this spec.
@@ -36,13 +36,11 @@ def signature_of(spec: FeatureSpec) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
-    def mlflow_type(name: str) -> Any:
-        if name == "any":
-            return AnyType()
-        item = name.removesuffix("[]")
-        return Array(DataType[item]) if item != name else DataType[item]
-
-    inputs = [ColSpec(mlflow_type(kind), name=column, required=False) for column, kind in column_types(spec).items()]
+    types = {"string": DataType.string, "boolean": DataType.boolean, "datetime": DataType.datetime}
+    types |= {"string[]": Array(DataType.string), "boolean[]": Array(DataType.boolean)}
+    inputs = [
+        ColSpec(types.get(kind, AnyType()), name=column, required=False) for column, kind in column_types(spec).items()
+    ]
     outputs = [ColSpec(DataType.double, name=name) for name in output_names(spec)]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
@@ -55,31 +53,33 @@ def output_names(spec: FeatureSpec) -> list[str]:
 def column_types(spec: FeatureSpec) -> dict[str, str]:
     """The type of every feature column, `[]` after it for a list.
 
-    A column that several features read in different ways is `any`, since each reads it in its own.
+    A column that several features read in different ways is `any`, unless all of them read numbers.
 
     >>> column_types(FeatureSpec(features=[IdFeature(name="user", dtype="integer"), NumberFeature(name="age"),
     ...     IdsFeature(name="genres")], labels=["click"]))
-    {'user': 'long', 'age': 'double', 'genres': 'string[]'}
+    {'user': 'integer', 'age': 'number', 'genres': 'string[]'}
     """
     types: dict[str, str] = {}
     for feature in spec.features:
         if isinstance(feature, CrossFeature):
             continue
         kind = _type_of(feature)
-        types[feature.column] = kind if types.get(feature.column, kind) == kind else "any"
+        before = types.setdefault(feature.column, kind)
+        if before != kind:
+            types[feature.column] = "number" if {before, kind} == {"integer", "number"} else "any"
     return types
 
 
 def _type_of(feature: Any) -> str:
     match feature:
         case IdFeature(dtype=dtype):
-            return _ID_TYPES[dtype]
+            return str(dtype)
         case IdsFeature(dtype=dtype, separator=separator):
-            return "string" if separator is not None else f"{_ID_TYPES[dtype]}[]"
+            return "string" if separator is not None else f"{dtype}[]"
         case NumberFeature() | BucketFeature():
-            return "double"
+            return "number"
         case TimeFeature(unit=unit):
-            return "datetime" if unit is None else "long"
+            return "datetime" if unit is None else "integer"
         case VectorFeature():
-            return "double[]"
+            return "number[]"
     raise TypeError(f"no signature type for {type(feature).__name__}")

@@ -1,5 +1,11 @@
 """The signature follows the spec: a column for each feature column, all optional, one output a task."""
 
+import datetime as dt
+
+import polars as pl
+import pytest
+from mlflow.models.utils import _enforce_schema
+
 from features.spec import FeatureSpec
 from features.validation import validate
 from recsys.serving.signature import column_types, output_names, signature_of
@@ -29,14 +35,14 @@ SPEC = validate(
 
 def test_a_column_for_each_feature_column_and_no_other() -> None:
     assert column_types(SPEC) == {
-        "user": "long",
+        "user": "integer",
         "city": "string",
         "mobile": "boolean",
         "genres": "string[]",
         "tags": "string",
-        "age": "double",
+        "age": "number",
         "at": "datetime",
-        "vector": "double[]",
+        "vector": "number[]",
     }
 
 
@@ -44,19 +50,32 @@ def test_every_input_is_optional_and_outputs_are_named_by_label() -> None:
     signature = signature_of(SPEC)
     assert all(not column.required for column in signature.inputs.inputs)
     assert signature.outputs.input_names() == output_names(SPEC) == ["p_click", "p_buy"]
-    assert str(signature.inputs.input_types()[0]) == "DataType.long"
 
 
-def test_a_column_read_in_two_ways_is_of_any_type() -> None:
-    spec = validate(
-        FeatureSpec,
+@pytest.mark.parametrize("nulls", [False, True])
+def test_mlflow_takes_rows_with_and_without_nulls(nulls: bool) -> None:
+    frame = pl.DataFrame(
         {
-            "features": [
-                {"type": "id", "name": "age", "dtype": "integer"},
-                {"type": "number", "name": "age_number", "column": "age"},
-            ],
-            "labels": ["click"],
-        },
+            "user": [1, 2],
+            "city": ["a", "b"],
+            "mobile": [True, False],
+            "genres": [["x"], ["y", "z"]],
+            "tags": ["p|q", ""],
+            "age": [30, 40],
+            "at": [dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 2)],
+            "vector": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],
+        }
     )
-    assert column_types(spec) == {"age": "any"}
-    assert signature_of(spec).inputs.input_names() == ["age"]
+    if nulls:
+        frame = frame.with_columns(pl.when(pl.int_range(2) == 0).then(column) for column in frame.columns)
+    enforced = _enforce_schema(frame.to_pandas(), signature_of(SPEC).inputs)
+    assert list(enforced.columns) == frame.columns
+
+
+def test_a_column_read_in_two_ways() -> None:
+    def spec(second: dict[str, object]) -> FeatureSpec:
+        features = [{"type": "id", "name": "age", "dtype": "integer"}, {**second, "column": "age"}]
+        return validate(FeatureSpec, {"features": features, "labels": ["click"]})
+
+    assert column_types(spec({"type": "number", "name": "age_number"})) == {"age": "number"}
+    assert column_types(spec({"type": "id", "name": "age_text"})) == {"age": "any"}
