@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.pipeline import FeaturePipeline
-
 from features.errors import ArtifactError
+from features.pipeline import FeaturePipeline
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.models.config import ModelConfig
 from recsys.models.ctr import CTRModel

@@ -1,0 +1,110 @@
+"""A bundle scores as the model did, from mappings and frames alike, and is refused when it is not whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.errors import ArtifactError, DataError
+from features.pipeline import FeaturePipeline
+from features.spec import FeatureSpec
+from features.validation import validate
+from recsys.embeddings import EmbeddingConfig, plan_embedding
+from recsys.models import CTRModel, ModelConfig
+from recsys.serving.bundle import save_bundle
+from recsys.serving.scorer import Scorer
+
+SPEC = {
+    "features": [
+        {"name": "user", "type": "id", "dtype": "integer"},
+        {"name": "kind", "type": "id"},
+        {"name": "tags", "type": "ids", "dtype": "string", "pooling": "mean"},
+        {"name": "price", "type": "number", "standardise": True, "missing_flag": True},
+    ],
+    "labels": ["click", "buy"],
+}
+ROWS = [
+    {"user": 1, "kind": "a", "tags": ["x", "y"], "price": 2.5},
+    {"user": None, "kind": "b", "tags": [], "price": None},
+    {"user": 77, "kind": None, "tags": ["z"], "price": -1.0},
+]
+FRAME = pl.DataFrame(ROWS)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> tuple[Path, CTRModel, FeaturePipeline]:
+    pipeline = FeaturePipeline(validate(FeatureSpec, SPEC)).fit(FRAME)
+    ids = pipeline.encode_frame(FRAME).ids.numpy()
+    counts = {n: np.unique(ids[:, i], return_counts=True) for i, n in enumerate(pipeline.layout.id_names)}
+    config = EmbeddingConfig.model_validate({"width": 4, "rows": 20, "hash_seed": 3})
+    plan = plan_embedding(pipeline.layout, config, counts)
+    assert plan.exact_values > 0
+    model = CTRModel(pipeline.layout, plan, ModelConfig(hidden=(8,)), seed=1).eval()
+    return save_bundle(tmp_path / "bundle", model=model, pipeline=pipeline, metrics={"auc": 0.7}), model, pipeline
+
+
+def test_a_loaded_bundle_scores_as_the_model_did(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    folder, model, pipeline = bundle
+    scorer = Scorer.load(folder)
+    expected = model.logits(pipeline.encode_frame(FRAME)).double().sigmoid().detach().numpy()
+    assert expected.shape == (3, 2)
+    np.testing.assert_array_equal(scorer.score(FRAME), expected)
+    np.testing.assert_array_equal(scorer.score(ROWS), expected)
+    np.testing.assert_allclose(scorer.score(ROWS[1]), expected[1:2], rtol=1e-6)
+    assert scorer.bundle.description["metrics"] == {"auc": 0.7}
+
+
+def test_equal_models_give_equal_files(bundle: tuple[Path, CTRModel, FeaturePipeline], tmp_path: Path) -> None:
+    folder, model, pipeline = bundle
+    other = save_bundle(tmp_path / "other", model=model, pipeline=pipeline, metrics={"auc": 0.7})
+    names = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file())
+    assert all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_a_row_that_lacks_a_column_is_refused(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    scorer = Scorer.load(bundle[0])
+    with pytest.raises(DataError, match="kind: column is missing"):
+        scorer.score(FRAME.drop("kind"))
+    with pytest.raises(DataError, match="price: column is missing"):
+        scorer.score({key: value for key, value in ROWS[0].items() if key != "price"})
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "pipeline/pipeline.json"])
+def test_a_damaged_file_is_named(bundle: tuple[Path, CTRModel, FeaturePipeline], name: str) -> None:
+    path = bundle[0] / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match=f"{path.name}: the bundle is damaged"):
+        Scorer.load(bundle[0])
+
+
+def test_a_missing_file_is_named(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    (bundle[0] / "weights.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="no file"):
+        Scorer.load(bundle[0])
+
+
+def test_a_bundle_of_another_release_is_refused(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    path = bundle[0] / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bundle_version": 99}))
+    with pytest.raises(ArtifactError, match="another release"):
+        Scorer.load(bundle[0])
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no model bundle"):
+        Scorer.load(tmp_path)
+
+
+def test_a_bundle_that_cannot_be_written_leaves_nothing(
+    bundle: tuple[Path, CTRModel, FeaturePipeline], tmp_path: Path
+) -> None:
+    _, model, pipeline = bundle
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match="could not be written"):
+        save_bundle(tmp_path / "file" / "bundle", model=model, pipeline=pipeline)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "file"]
