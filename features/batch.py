@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -53,7 +54,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the batch with every tensor on `device`."""
-        return Batch(**{name: None if value is None else value.to(device) for name, value in self._tensors()})
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in self._tensors()}
+        return Batch(**moved)
 
     def rows(self, index: torch.Tensor | slice | Sequence[int]) -> Batch:
         """Returns the rows named by `index`, in its order.
@@ -71,12 +73,12 @@ class Batch:
         torch.cumsum(self.bag_lengths.flatten(), 0, out=offsets[1:])
         flat = (torch.arange(bags, device=self.ids.device)[:, None] * rows + index[None, :]).flatten()
         values, lengths = gather_ragged(self.bag_values, offsets, flat)
-        picked = {
+        picked: dict[str, Any] = {
             name: None if value is None else value.index_select(0, index)
             for name, value in self._tensors()
             if name not in ("bag_values", "bag_lengths")
         }
-        return Batch(bag_values=values, bag_lengths=lengths.reshape(bags, len(index)), **picked)  # type: ignore[arg-type]
+        return Batch(bag_values=values, bag_lengths=lengths.reshape(bags, len(index)), **picked)
 
     @staticmethod
     def cat(batches: Sequence[Batch]) -> Batch:
@@ -89,7 +91,7 @@ class Batch:
             raise DataError("there is no batch to join")
         if len(batches) == 1:
             return batches[0]
-        joined: dict[str, torch.Tensor | None] = {}
+        joined: dict[str, Any] = {}
         for name, first in batches[0]._tensors():
             if name in ("bag_values", "bag_lengths"):
                 continue
@@ -102,7 +104,7 @@ class Batch:
         values = [parts[bag] for bag in range(batches[0].bag_lengths.shape[0]) for parts in per_bag]
         joined["bag_values"] = torch.cat(values) if values else batches[0].bag_values
         joined["bag_lengths"] = torch.cat([batch.bag_lengths for batch in batches], dim=1)
-        return Batch(**joined)  # type: ignore[arg-type]
+        return Batch(**joined)
 
     def equal(self, other: Batch) -> bool:
         """Whether all tensors hold the same bits (floats are compared as they are; NaN never occurs)."""

@@ -65,12 +65,7 @@ def cross_fingerprints(parts: Sequence[int]) -> int:
 
 def fingerprint_expr(text: pl.Expr) -> pl.Expr:
     """Polars form of `fingerprint`: String -> Int64, null -> NULL_FINGERPRINT."""
-    return (
-        plh.HExpr._from_pyexpr(text._pyexpr)
-        .nchash.xxhash64()
-        .reinterpret(signed=True)
-        .fill_null(NULL_FINGERPRINT)
-    )
+    return plh.HExpr._from_pyexpr(text._pyexpr).nchash.xxhash64().reinterpret(signed=True).fill_null(NULL_FINGERPRINT)
 
 
 def cross_expr(parts: Sequence[pl.Expr]) -> pl.Expr:

@@ -48,8 +48,7 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """Returns a plain dict that `json.dumps` takes."""
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
 
     @classmethod
@@ -61,6 +60,7 @@ class Layout:
             >>> Layout.from_json(layout.to_json()) == layout
             True
         """
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-        )
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**fields)

@@ -32,12 +32,7 @@ class FeatureBase(Strict):
     @model_validator(mode="before")
     @classmethod
     def _column_is_name(cls, data: Any) -> Any:
-        if (
-            isinstance(data, dict)
-            and not data.get("column")
-            and "column" in cls.model_fields
-            and "name" in data
-        ):
+        if isinstance(data, dict) and not data.get("column") and "column" in cls.model_fields and "name" in data:
             return {**data, "column": data["name"]}
         return data
 
@@ -111,9 +106,7 @@ class BucketFeature(FeatureBase):
     def _check(self) -> BucketFeature:
         where = f"features.{self.name}"
         if (self.edges is None) == (self.quantiles is None):
-            raise ConfigError(
-                "a bucket feature needs either edges or quantiles", field=where, mend="give exactly one"
-            )
+            raise ConfigError("a bucket feature needs either edges or quantiles", field=where, mend="give exactly one")
         if self.edges is not None:
             if not self.edges or len(self.edges) > 1000:
                 raise ConfigError(
@@ -216,15 +209,11 @@ class FeatureSpec(Strict):
                     )
         for role in ("weight", "reference", "group", "time"):
             if (column := getattr(self, role)) is not None and column in self.labels:
-                raise ConfigError(
-                    f"column {column!r} is also a label", field=role, mend="name another column"
-                )
+                raise ConfigError(f"column {column!r} is also a label", field=role, mend="name another column")
         return self
 
     def _check_cross(self, cross: CrossFeature) -> None:
-        single = [
-            item.name for item in self.features if isinstance(item, IdFeature | BucketFeature | TimeFeature)
-        ]
+        single = [item.name for item in self.features if isinstance(item, IdFeature | BucketFeature | TimeFeature)]
         for name in cross.of:
             if name not in single:
                 close = nearest(name, single)
@@ -271,9 +260,7 @@ class FeatureSpec(Strict):
     @property
     def feature_columns(self) -> list[str]:
         """The columns that features are read from, each once, in spec order."""
-        return list(
-            dict.fromkeys(item.column for item in self.features if not isinstance(item, CrossFeature))
-        )
+        return list(dict.fromkeys(item.column for item in self.features if not isinstance(item, CrossFeature)))
 
     def feature(self, name: str) -> Feature:
         """Returns the feature of that name.
@@ -313,7 +300,5 @@ def _check_unique(where: str, names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ConfigError(
-                "name is used twice", field=where, found=name, mend="rename or remove one of them"
-            )
+            raise ConfigError("name is used twice", field=where, found=name, mend="rename or remove one of them")
         seen.add(name)

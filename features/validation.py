@@ -84,8 +84,7 @@ def _config_error(model_cls: type[BaseModel], error: ValidationError, where: str
     mend = None
     if kind == "literal_error":
         options = [
-            text.strip("'")
-            for text in str(first.get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")
+            text.strip("'") for text in str(first.get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")
         ]
         close = nearest(str(found), options)
         mend = f"did you mean {close!r}?" if close else None
@@ -106,9 +105,7 @@ def _field_names(models: list[Any]) -> list[str]:
     return list(names)
 
 
-def _walk(
-    model_cls: type[BaseModel], location: tuple[int | str, ...]
-) -> tuple[list[list[Any]], list[int | str]]:
+def _walk(model_cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[list[Any]], list[int | str]]:
     """Follows an error's location through the annotations.
 
     Pydantic puts the tag of a discriminated union, or a type's name, into the location; the user's file

@@ -1,0 +1,58 @@
+"""Small files written whole or not at all, and the md5 of large ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from features.errors import ArtifactError
+
+
+def write_json(path: Path, data: object) -> None:
+    """Writes `data` as JSON beside `path` and then renames it, so that no reader meets half a file.
+
+    Raises:
+        ArtifactError: It cannot be written, such as on a full disk.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def read_json(path: Path, *, mend: str) -> Any:
+    """Reads a JSON file that `write_json` wrote.
+
+    Args:
+        path: The file.
+        mend: What the user should do when it is missing or damaged.
+
+    Raises:
+        ArtifactError: It is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError("file is missing", field=str(path), mend=mend) from None
+    except (ValueError, OSError) as error:
+        raise ArtifactError("file cannot be read", field=str(path), found=error, mend=mend) from error
+
+
+def cannot_write(path: Path, error: OSError) -> ArtifactError:
+    """Returns the error for a file that could not be written."""
+    return ArtifactError(
+        "cannot be written", field=str(path), found=error.strerror or error, mend="free space or choose another folder"
+    )
+
+
+def md5_of(path: Path) -> str:
+    """Returns the hex MD5 of a file's bytes: a check against damage, not against an attacker."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,1 @@
+"""Operators: how a column becomes ids, numbers or vectors, one operator a file."""

@@ -1,0 +1,140 @@
+"""What every operator offers: one Polars form for frames, one plain Python form for single values.
+
+Both must give the same bits for the same value; tests/features/test_parity.py holds every operator to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.errors import DataError
+
+Encoder = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A test for values that an operator cannot take.
+
+    Attributes:
+        column: The column.
+        bad: Boolean expression, true where the value is bad; never null.
+        what: What is wrong with such a value.
+        expected: What it should be.
+        mend: What the user should do.
+    """
+
+    column: str
+    bad: pl.Expr
+    what: str
+    expected: str
+    mend: str | None = None
+
+    def guard(self, value: pl.Expr) -> pl.Expr:
+        """Returns `value` as an expression that fails when collected if any row is bad.
+
+        Polars has no expression that raises. A strict cast of text that is no number does, and shows the text.
+        """
+        message = pl.lit(f"column {self.column!r}: {self.what}; expected {self.expected}")
+        alarm = pl.when(self.bad).then(message).otherwise(None).cast(pl.Int64)
+        return pl.when(alarm.is_null()).then(value).otherwise(None)
+
+    def error(self, sample: object, count: int | None = None) -> DataError:
+        """Returns the error that shows a sample value and how many rows are bad."""
+        rows = "" if count is None else f" (in {count} row{'s' if count > 1 else ''})"
+        text = repr(sample)
+        return DataError(
+            f"{self.what}{rows}",
+            field=self.column,
+            found=text if len(text) <= 80 else text[:77] + "...",
+            expected=self.expected,
+            mend=self.mend,
+        )
+
+
+class Operator:
+    """One operator on one column: the base of all.
+
+    Attributes:
+        name: Name of the feature.
+        column: Column it reads.
+    """
+
+    name: str
+    column: str
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """Returns the encoded value for a column of this dtype, in Polars.
+
+        Raises:
+            DataError: The operator cannot take a column of this dtype.
+        """
+        raise NotImplementedError
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """Returns the tests for values it cannot take, used to explain why collecting failed."""
+        raise NotImplementedError
+
+    def encoder(self) -> Encoder:
+        """Returns a function from one value to what `expressions` gives for it.
+
+        The function raises DataError for a value of a type or content it cannot take.
+        """
+        raise NotImplementedError
+
+
+class FittedOperator(Operator):
+    """An operator that looks at the training rows first."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it holds a state, or needs none."""
+        raise NotImplementedError
+
+    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
+        """Returns what it wants to see of its column: Float64, null for missing."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Forgets the state and starts to learn a new one."""
+        raise NotImplementedError
+
+    def update(self, values: np.ndarray) -> None:
+        """Takes the next rows.
+
+        Args:
+            values: float64 [B], NaN for missing, in the order of the rows.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Turns what was seen into the state."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any] | None:
+        """Returns the state as plain JSON, or None if it has none."""
+        raise NotImplementedError
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes a state that `state` returned."""
+        raise NotImplementedError
+
+
+def wrong_dtype(column: str, dtype: object, expected: str, mend: str | None = None) -> DataError:
+    """Returns the error for a column, or one value, of a type that an operator cannot take."""
+    return DataError("wrong dtype", field=column, found=dtype, expected=expected, mend=mend)
+
+
+def plain(value: Any) -> Any:
+    """Returns a numpy scalar as the Python value it stands for; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def any_of(expressions: Iterable[pl.Expr]) -> pl.Expr:
+    """Returns whether any is true, with null as false."""
+    return pl.any_horizontal([expression.fill_null(False) for expression in expressions])

@@ -1,0 +1,97 @@
+"""bucket: a number becomes the id of the bucket it falls in, by given edges or by quantiles of the training rows."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
+from features.ops.base import Encoder, FittedOperator, Problem
+from features.ops.number import float_encoder, float_expr
+from features.spec import BucketFeature
+
+QUANTILE_SAMPLE = 1 << 20
+"""Up to this many training rows the quantiles are exact; of more, every 2nd, 4th, 8th ... row is looked at."""
+
+
+class Bucket(FittedOperator):
+    """Bucket i holds the numbers from edge i-1 (included) up to edge i (not included).
+
+    The id is the fingerprint of the decimal bucket number. NaN and null have the id of null.
+    """
+
+    def __init__(self, feature: BucketFeature) -> None:
+        self.name, self.column, self.quantiles = feature.name, feature.column, feature.quantiles
+        self.edges: list[float] | None = feature.edges
+        self._kept: list[np.ndarray] = []
+        self._rows = 0
+        self._stride = 1
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """[B] Int64 fingerprints."""
+        value = float_expr(self.column, dtype)
+        above = pl.sum_horizontal([(value >= edge).cast(pl.Int32) for edge in self.edges or []] or [pl.lit(0)])
+        index = pl.when(value.is_null()).then(None).otherwise(above)
+        return [fingerprint_expr(index.cast(pl.String))]
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """None: every number has a bucket."""
+        return []
+
+    def encoder(self) -> Encoder:
+        """Value -> int."""
+        read, edges = float_encoder(self.column), self.edges or []
+        fingerprints = [fingerprint(str(index)) for index in range(len(edges) + 1)]
+
+        def encode(value: Any) -> int:
+            number = read(value)
+            return NULL_FINGERPRINT if number is None else fingerprints[bisect_right(edges, number)]
+
+        return encode
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the edges are known."""
+        return self.edges is not None
+
+    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
+        """The number."""
+        return float_expr(self.column, dtype)
+
+    def start(self) -> None:
+        """Starts with no rows."""
+        self._kept, self._rows, self._stride = [], 0, 1
+
+    def update(self, values: np.ndarray) -> None:
+        """Keeps every stride-th row; doubles the stride when that is more than the sample holds."""
+        first = -self._rows % self._stride
+        self._kept.append(values[first :: self._stride].copy())
+        self._rows += len(values)
+        while sum(map(len, self._kept)) > QUANTILE_SAMPLE:
+            self._kept = [np.concatenate(self._kept)[::2]]
+            self._stride *= 2
+
+    def finish(self) -> None:
+        """Edges at the quantiles: values that occur, each once, the smallest left out."""
+        if self.quantiles is None:
+            return
+        values = np.concatenate(self._kept) if self._kept else np.empty(0)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            self.edges = []
+            return
+        shares = np.arange(1, self.quantiles) / self.quantiles
+        edges = np.unique(np.quantile(values, shares, method="inverted_cdf"))
+        self.edges = [float(edge) for edge in edges if edge > values.min()]
+        self._kept = []
+
+    def state(self) -> dict[str, Any] | None:
+        """{"edges": [...]} if they were fitted."""
+        return {"edges": self.edges} if self.quantiles is not None and self.fitted else None
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes the edges."""
+        self.edges = [float(edge) for edge in state["edges"]]

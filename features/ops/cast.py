@@ -1,0 +1,152 @@
+"""Casts a value to its declared dtype and writes it as the text that is hashed.
+
+string takes text, integers and booleans. integer takes 64-bit integers, whole floats and decimal text.
+boolean takes booleans, 0 and 1, and the text true and false. NaN is null. Anything else is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from features.errors import DataError
+from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
+from features.ops.base import Problem, plain, wrong_dtype
+from features.spec import IdDtype
+
+_TEXT = (pl.String, pl.Categorical, pl.Enum)
+_INTEGER_TEXT = re.compile(r"[+-]?[0-9]+")
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+
+_EXPECTED = {
+    "string": "text, integers or booleans",
+    "integer": "whole numbers of 64 bits, or their decimal text",
+    "boolean": "booleans, 0 or 1, or the text true or false",
+}
+_WRONG_VALUE = {
+    "string": "not a text",
+    "integer": "not a whole number of 64 bits",
+    "boolean": "not a boolean",
+}
+_MEND = {
+    "string": "declare dtype: integer for whole floats, or a number or bucket feature",
+    "integer": "declare dtype: string, or mend the column",
+    "boolean": "declare dtype: string, or mend the column",
+}
+
+
+def hash_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: str) -> tuple[pl.Expr, list[Problem]]:
+    """Returns the fingerprint of `value` (a column or a list's element) and the tests for values it cannot take.
+
+    Raises:
+        DataError: No value of this dtype can be cast to the declared one.
+    """
+    text, bad = _text_expr(value, dtype, declared, column)
+    if bad is None:
+        return fingerprint_expr(text), []
+    problem = Problem(column, bad, _WRONG_VALUE[declared], _EXPECTED[declared], _MEND[declared])
+    return fingerprint_expr(problem.guard(text)), [problem]
+
+
+def hash_encoder(declared: IdDtype, column: str) -> Callable[[Any], int]:
+    """Python form of `hash_expr`."""
+    cast = {"string": _string_of, "integer": _integer_of, "boolean": _boolean_of}[declared]
+
+    def encode(value: Any) -> int:
+        if value is None:
+            return NULL_FINGERPRINT
+        text = cast(value)
+        if text is None:
+            raise bad_value(value)
+        try:
+            return fingerprint(text)
+        except UnicodeEncodeError:
+            raise bad_value(value) from None
+
+    def encode_string(value: Any) -> int:
+        # The common case without a second call.
+        if type(value) is str:
+            try:
+                return fingerprint(value)
+            except UnicodeEncodeError:
+                raise bad_value(value) from None
+        return encode_other(value)
+
+    def encode_other(value: Any) -> int:
+        value = plain(value)
+        if type(value) is float and value != value and declared != "string":
+            return NULL_FINGERPRINT
+        return encode(value)
+
+    def bad_value(value: Any) -> DataError:
+        problem = Problem(column, pl.lit(False), _WRONG_VALUE[declared], _EXPECTED[declared], _MEND[declared])
+        return problem.error(value)
+
+    return encode_string if declared == "string" else encode_other
+
+
+def _string_of(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else None
+
+
+def _integer_of(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        # A text of many digits costs a lot to read as a number; none longer than this is right without zeros.
+        if len(value) > 4000 or not _INTEGER_TEXT.fullmatch(value):
+            return None
+        value = int(value)
+    elif isinstance(value, float):
+        if not value.is_integer():
+            return None
+        value = int(value)
+    return str(value) if isinstance(value, int) and _LOWEST <= value <= _HIGHEST else None
+
+
+def _boolean_of(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value if value in ("true", "false") else None
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return "true" if value else "false"
+    return None
+
+
+def _text_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: str) -> tuple[pl.Expr, pl.Expr | None]:
+    """Returns the text to hash, null for missing, and where the value is bad (None: nowhere)."""
+    if dtype == pl.Null:
+        return pl.lit(None, dtype=pl.String), None
+    if isinstance(dtype, _TEXT):
+        value, dtype = value.cast(pl.String), pl.String()
+    if dtype.is_float() and declared != "string":
+        value = value.fill_nan(None)
+    if declared == "string":
+        if dtype == pl.String:
+            return value, None
+        if dtype.is_integer() or dtype == pl.Boolean:
+            return value.cast(pl.String), None
+    elif declared == "integer":
+        if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
+            return value.cast(pl.String), None
+        if dtype == pl.String or dtype.is_numeric():
+            number = value.cast(pl.Int64, strict=False)
+            bad = value.is_not_null() & number.is_null()
+            if dtype.is_float():
+                bad = bad | (number.cast(pl.Float64) != value.cast(pl.Float64)).fill_null(False)
+            return number.cast(pl.String), bad
+    elif declared == "boolean":
+        if dtype == pl.Boolean:
+            return value.cast(pl.String), None
+        if dtype == pl.String:
+            return value, value.is_not_null() & ~value.is_in(["true", "false"])
+        if dtype.is_integer() or dtype.is_float():
+            text = pl.when(value == 1).then(pl.lit("true")).when(value == 0).then(pl.lit("false"))
+            return text.otherwise(None), value.is_not_null() & ~((value == 0) | (value == 1))
+    raise wrong_dtype(column, dtype, _EXPECTED[declared], _MEND[declared])

@@ -1,0 +1,28 @@
+"""id: one categorical value a row becomes its fingerprint; a missing value has a fingerprint of its own."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from features.ops.base import Encoder, Operator, Problem
+from features.ops.cast import hash_encoder, hash_expr
+from features.spec import IdDtype
+
+
+class Id(Operator):
+    """Casts to the declared dtype and hashes."""
+
+    def __init__(self, name: str, column: str, dtype: IdDtype = "string") -> None:
+        self.name, self.column, self.dtype = name, column, dtype
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """[B] Int64 fingerprints."""
+        return [hash_expr(pl.col(self.column), dtype, self.dtype, self.column)[0]]
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """Values that cannot be cast."""
+        return hash_expr(pl.col(self.column), dtype, self.dtype, self.column)[1]
+
+    def encoder(self) -> Encoder:
+        """Value -> int."""
+        return hash_encoder(self.dtype, self.column)

@@ -1,0 +1,94 @@
+"""ids: a list of categorical values a row, or a text with a separator, becomes a list of fingerprints.
+
+An empty list gives no id at all (the model sees a zero vector); a missing list gives the one id of null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.fingerprint import NULL_FINGERPRINT
+from features.ops.base import Encoder, Operator, Problem, wrong_dtype
+from features.ops.cast import hash_encoder, hash_expr
+from features.spec import IdsFeature
+
+
+class Ids(Operator):
+    """Splits if there is a separator, cuts to the maximum length, hashes each element.
+
+    Empty pieces of a separated text are no elements; an empty string inside a list is one.
+    """
+
+    def __init__(self, feature: IdsFeature) -> None:
+        self.name, self.column = feature.name, feature.column
+        self.dtype, self.separator, self.max_length = feature.dtype, feature.separator, feature.max_length
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """[B] List(Int64) fingerprints."""
+        return [self._elements(dtype)[0]]
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """Lists with an element that cannot be cast."""
+        lists, inner = self._lists(dtype)
+        return [
+            dataclasses.replace(problem, bad=lists.list.eval(problem.bad).list.any().fill_null(False))
+            for problem in hash_expr(pl.element(), inner, self.dtype, self.column)[1]
+        ]
+
+    def encoder(self) -> Encoder:
+        """Value -> list of int."""
+        encode, separator, limit, column = (
+            hash_encoder(self.dtype, self.column),
+            self.separator,
+            self.max_length,
+            self.column,
+        )
+
+        def encode_list(value: Any) -> list[int]:
+            if value is None:
+                return [NULL_FINGERPRINT]
+            if separator is not None:
+                if not isinstance(value, str):
+                    raise wrong_dtype(column, repr(value), f"text with the separator {separator!r}")
+                value = [piece for piece in value.split(separator) if piece]
+            elif not isinstance(value, list | tuple | np.ndarray):
+                raise wrong_dtype(column, repr(value), "a list", "give a separator if the column is text")
+            return [encode(element) for element in value[:limit]]
+
+        return encode_list
+
+    def _elements(self, dtype: pl.DataType) -> tuple[pl.Expr, list[Problem]]:
+        lists, inner = self._lists(dtype)
+        hashed, problems = hash_expr(pl.element(), inner, self.dtype, self.column)
+        null_list = pl.lit([NULL_FINGERPRINT], dtype=pl.List(pl.Int64))
+        return lists.list.eval(hashed).fill_null(null_list), problems
+
+    def _lists(self, dtype: pl.DataType) -> tuple[pl.Expr, pl.DataType]:
+        value = pl.col(self.column)
+        inner: pl.DataType = pl.String()
+        if dtype == pl.Null:
+            return pl.lit(None, dtype=pl.List(pl.String)), inner
+        if self.separator is not None:
+            if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
+                raise wrong_dtype(
+                    self.column, dtype, f"text with the separator {self.separator!r}", "drop the separator"
+                )
+            pieces = value.cast(pl.String).str.split(self.separator)
+            lists = pieces.list.eval(pl.element().filter(pl.element() != ""))
+        elif isinstance(dtype, pl.Array):
+            lists, inner = value.arr.to_list(), _instance(dtype.inner)
+        elif isinstance(dtype, pl.List):
+            lists, inner = value, _instance(dtype.inner)
+        else:
+            raise wrong_dtype(self.column, dtype, "a list", "give a separator if the column is text")
+        if inner == pl.Null:
+            lists, inner = lists.cast(pl.List(pl.String)), pl.String()
+        return (lists if self.max_length is None else lists.list.head(self.max_length)), inner
+
+
+def _instance(dtype: Any) -> pl.DataType:
+    return dtype() if isinstance(dtype, type) else dtype

@@ -1,0 +1,171 @@
+"""number: clip, logarithm and standardisation of one number a row, and a flag for missing ones.
+
+All arithmetic is in float64 and in one order of operations, so that Polars and Python give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.errors import DataError
+from features.ops.base import Encoder, FittedOperator, Problem, plain, wrong_dtype
+from features.spec import NumberFeature
+
+FLOAT32_MAX = 3.4028234663852886e38
+_EXPECTED = "integers or floats"
+
+
+class Number(FittedOperator):
+    """NaN is missing. An infinity is clipped if there is a bound, else missing. Missing becomes 0."""
+
+    def __init__(self, feature: NumberFeature) -> None:
+        self.name, self.column = feature.name, feature.column
+        self.low, self.high = feature.clip or (None, None)
+        self.log, self.standardise, self.flag = feature.log, feature.standardise, feature.missing_flag
+        self.mean: float | None = None
+        self.deviation: float | None = None
+        self._seen = (0, 0.0, 0.0)
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """[B] Float32, and another with the missing flag if it is wanted."""
+        value = self._before_scale(dtype)
+        missing = value.is_null()
+        if self.standardise:
+            value = (value - self.mean) / self.deviation
+        value = pl.when(value > FLOAT32_MAX).then(FLOAT32_MAX).otherwise(value)
+        value = pl.when(value < -FLOAT32_MAX).then(-FLOAT32_MAX).otherwise(value)
+        number = value.fill_null(0.0).cast(pl.Float32)
+        return [number, missing.cast(pl.Float32)] if self.flag else [number]
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """None: every number is fine."""
+        return []
+
+    def encoder(self) -> Encoder:
+        """Value -> tuple of float: the number, and the missing flag if it is wanted."""
+        read, low, high, log, flag = float_encoder(self.column), self.low, self.high, self.log, self.flag
+        mean, deviation = (self.mean, self.deviation) if self.standardise else (None, None)
+        absent = (0.0, 1.0) if flag else (0.0,)
+
+        def encode(value: Any) -> tuple[float, ...]:
+            number = read(value)
+            if number is None:
+                return absent
+            if low is not None and number < low:
+                number = low
+            if high is not None and number > high:
+                number = high
+            if math.isinf(number):
+                return absent
+            if log is not None:
+                number = math.log(number + log)
+            if mean is not None and deviation is not None:
+                number = (number - mean) / deviation
+            if number > FLOAT32_MAX:
+                number = FLOAT32_MAX
+            if number < -FLOAT32_MAX:
+                number = -FLOAT32_MAX
+            return (number, 0.0) if flag else (number,)
+
+        return encode
+
+    @property
+    def fitted(self) -> bool:
+        """Whether mean and deviation are known, or not needed."""
+        return not self.standardise or self.mean is not None
+
+    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
+        """The number before standardisation."""
+        return self._before_scale(dtype)
+
+    def start(self) -> None:
+        """Starts with no rows."""
+        self._seen = (0, 0.0, 0.0)
+
+    def update(self, values: np.ndarray) -> None:
+        """Merges the moments of these rows into those so far (Chan, Golub and LeVeque 1983)."""
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return
+        count, mean, squares = self._seen
+        with np.errstate(over="ignore", invalid="ignore"):
+            here = float(values.mean())
+            total, delta = count + len(values), here - mean
+            self._seen = (
+                total,
+                mean + delta * len(values) / total,
+                squares + float(np.square(values - here).sum()) + delta * delta * count * len(values) / total,
+            )
+
+    def finish(self) -> None:
+        """Mean and standard deviation (divisor n); a constant column has deviation 1.
+
+        Raises:
+            DataError: The numbers are too large for a mean or deviation in float64.
+        """
+        if not self.standardise:
+            return
+        count, mean, squares = self._seen
+        deviation = math.sqrt(squares / count) if count and squares > 0 else 1.0
+        if not (math.isfinite(mean) and math.isfinite(deviation)):
+            raise DataError(
+                "numbers are too large to standardise", field=self.column, found=f"mean {mean}", mend="clip the feature"
+            )
+        self.mean, self.deviation = mean, deviation or 1.0
+
+    def state(self) -> dict[str, Any] | None:
+        """{"mean": ..., "deviation": ...}."""
+        return {"mean": self.mean, "deviation": self.deviation} if self.standardise and self.fitted else None
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes mean and deviation."""
+        self.mean, self.deviation = float(state["mean"]), float(state["deviation"])
+
+    def _before_scale(self, dtype: pl.DataType) -> pl.Expr:
+        value = float_expr(self.column, dtype)
+        if self.low is not None:
+            value = pl.when(value < self.low).then(self.low).otherwise(value)
+        if self.high is not None:
+            value = pl.when(value > self.high).then(self.high).otherwise(value)
+        value = pl.when(value.is_infinite()).then(None).otherwise(value)
+        return value if self.log is None else (value + self.log).log()
+
+
+def float_expr(column: str, dtype: pl.DataType) -> pl.Expr:
+    """Returns the column as Float64 with NaN as null.
+
+    Raises:
+        DataError: The column holds no numbers.
+    """
+    if dtype == pl.Null:
+        return pl.lit(None, dtype=pl.Float64)
+    if not (dtype.is_integer() or dtype.is_float()):
+        raise wrong_dtype(column, dtype, _EXPECTED, "cast the column to a number before")
+    return pl.col(column).cast(pl.Float64).fill_nan(None)
+
+
+def float_encoder(column: str) -> Callable[[Any], float | None]:
+    """Python form of `float_expr`."""
+
+    def encode(value: Any) -> float | None:
+        kind = type(value)
+        if kind is float:
+            return None if value != value else value
+        if value is None:
+            return None
+        if kind is not int:
+            value = plain(value)
+            if type(value) not in (int, float):
+                raise wrong_dtype(column, repr(value), _EXPECTED, "cast the value to a number before")
+        try:
+            number = float(value)
+        except OverflowError:
+            raise wrong_dtype(column, "an integer above 1e308", _EXPECTED) from None
+        return None if number != number else number
+
+    return encode

@@ -1,0 +1,106 @@
+"""label, weight, reference and event time: the columns that are no features and may not be missing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import polars as pl
+
+from features.ops.base import Encoder, Operator, Problem, plain, wrong_dtype
+from features.ops.time import microseconds_encoder, microseconds_expr
+from features.spec import TimeUnit
+
+Role = Literal["label", "weight", "reference"]
+_EXPECTED: dict[Role, str] = {
+    "label": "0 or 1",
+    "weight": "a finite number that is not negative",
+    "reference": "a probability from 0 to 1",
+}
+_WHAT: dict[Role, str] = {
+    "label": "label outside {0, 1}",
+    "weight": "weight that is no weight",
+    "reference": "reference probability outside [0, 1]",
+}
+_HIGHEST = {"weight": 3.4028234663852886e38, "reference": 1.0}
+
+
+class Outcome(Operator):
+    """A label, a weight or a reference probability as float32; null, NaN and values out of range are errors."""
+
+    def __init__(self, role: Role, column: str) -> None:
+        self.name = self.column = column
+        self.role = role
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """[B] Float32."""
+        value = pl.col(self.column)
+        if dtype == pl.Null:
+            value = pl.lit(None, dtype=pl.Float32)
+        return [self.problems(dtype)[0].guard(value.cast(pl.Float32))]
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """Values that are missing or out of range."""
+        booleans = self.role == "label" and dtype == pl.Boolean
+        if not (booleans or dtype.is_integer() or dtype.is_float() or dtype == pl.Null):
+            raise wrong_dtype(self.column, dtype, f"{_EXPECTED[self.role]}, as a number")
+        value = pl.col(self.column).cast(pl.Float64)
+        if self.role == "label":
+            good = (value == 0) | (value == 1)
+        else:
+            # A comparison with NaN is true above every number, so both ends reject it.
+            good = value.is_between(0.0, _HIGHEST[self.role]) & value.is_not_nan()
+        mend = "turn it into 0 and 1, or drop the rows" if self.role == "label" else "mend or drop the rows"
+        return [Problem(self.column, ~good.fill_null(False), _WHAT[self.role], _EXPECTED[self.role], mend)]
+
+    def encoder(self) -> Encoder:
+        """Value -> float."""
+        role, high = self.role, _HIGHEST.get(self.role, 1.0)
+
+        def encode(value: Any) -> float:
+            value = plain(value)
+            allowed: tuple[type, ...] = (int, float, bool) if role == "label" else (int, float)
+            if type(value) in allowed and (value in (0, 1) if role == "label" else 0 <= value <= high):
+                return float(value)
+            raise self.problems(pl.Float64())[0].error(value)
+
+        return encode
+
+
+class EventTime(Operator):
+    """The time of the event in microseconds since 1970-01-01 UTC."""
+
+    def __init__(self, column: str, unit: TimeUnit) -> None:
+        self.name = self.column = column
+        self.unit = unit
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """[B] Int64 microseconds."""
+        time, _ = microseconds_expr(self.column, dtype, self.unit)
+        for problem in self.problems(dtype):
+            time = problem.guard(time)
+        return [time]
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """Times that are missing or too large."""
+        return [*microseconds_expr(self.column, dtype, self.unit)[1], self._missing()]
+
+    def encoder(self) -> Encoder:
+        """Value -> int."""
+        read, missing = microseconds_encoder(self.column, self.unit), self._missing()
+
+        def encode(value: Any) -> int:
+            time = read(value)
+            if time is None:
+                raise missing.error(value)
+            return time
+
+        return encode
+
+    def _missing(self) -> Problem:
+        return Problem(
+            self.column,
+            pl.col(self.column).is_null(),
+            "time is missing",
+            "a time in every row",
+            "drop the rows or the spec's time",
+        )

@@ -1,0 +1,111 @@
+"""time: the hour or the weekday of a time as an id. Times without a zone are UTC; others are turned into UTC."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
+from features.ops.base import Encoder, Operator, Problem, plain, wrong_dtype
+from features.spec import TimeFeature, TimeUnit
+
+HOUR = 3_600_000_000
+DAY = 24 * HOUR
+_EPOCH = datetime.datetime(1970, 1, 1)
+_EPOCH_UTC = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_STEP = datetime.timedelta(microseconds=1)
+_FACTOR = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_MOST = 2**63 - 1
+
+
+class Time(Operator):
+    """The id is the fingerprint of the decimal part: hour 0 to 23, weekday 0 (Monday) to 6."""
+
+    def __init__(self, feature: TimeFeature) -> None:
+        self.name, self.column, self.part, self.unit = feature.name, feature.column, feature.part, feature.unit
+
+    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+        """[B] Int64 fingerprints."""
+        time, problems = microseconds_expr(self.column, dtype, self.unit)
+        for problem in problems:
+            time = problem.guard(time)
+        # 1970-01-01 was a Thursday.
+        part = (time // HOUR) % 24 if self.part == "hour" else (time // DAY + 3) % 7
+        return [fingerprint_expr(part.cast(pl.String))]
+
+    def problems(self, dtype: pl.DataType) -> list[Problem]:
+        """Integers so large that they are no time."""
+        return microseconds_expr(self.column, dtype, self.unit)[1]
+
+    def encoder(self) -> Encoder:
+        """Value -> int."""
+        read, hour = microseconds_encoder(self.column, self.unit), self.part == "hour"
+        fingerprints = [fingerprint(str(part)) for part in range(24)]
+
+        def encode(value: Any) -> int:
+            time = read(value)
+            if time is None:
+                return NULL_FINGERPRINT
+            return fingerprints[(time // HOUR) % 24 if hour else (time // DAY + 3) % 7]
+
+        return encode
+
+
+def microseconds_expr(column: str, dtype: pl.DataType, unit: TimeUnit | None) -> tuple[pl.Expr, list[Problem]]:
+    """Returns the time in microseconds since 1970-01-01 UTC (Int64), rounded down, and the tests for bad values.
+
+    Raises:
+        DataError: The column holds no times, or integers without a declared unit.
+    """
+    value = pl.col(column)
+    if dtype == pl.Null:
+        return pl.lit(None, dtype=pl.Int64), []
+    if isinstance(dtype, pl.Date):
+        return value.cast(pl.Int64) * DAY, []
+    if isinstance(dtype, pl.Datetime):
+        steps, unit = value.to_physical(), dtype.time_unit
+        return (steps // 1000 if unit == "ns" else steps * _FACTOR[unit]), []
+    if dtype.is_integer():
+        if unit is None:
+            raise _no_unit(column, dtype)
+        steps = value.cast(pl.Int64, strict=False)
+        bad = value.is_not_null() & steps.is_null()
+        if unit == "ns":
+            return steps // 1000, [_too_large(column, bad)]
+        limit = _MOST // _FACTOR[unit]
+        bad = bad | (steps > limit).fill_null(False) | (steps < -limit).fill_null(False)
+        return steps * _FACTOR[unit], [_too_large(column, bad)]
+    raise wrong_dtype(column, dtype, "dates, times or integers", "parse the column to a Datetime before")
+
+
+def microseconds_encoder(column: str, unit: TimeUnit | None) -> Callable[[Any], int | None]:
+    """Python form of `microseconds_expr`."""
+
+    def encode(value: Any) -> int | None:
+        if value is None:
+            return None
+        value = plain(value)
+        if type(value) is int:
+            if unit is None:
+                raise _no_unit(column, repr(value))
+            if not -(2**63) <= value <= _MOST or (unit != "ns" and abs(value) > _MOST // _FACTOR[unit]):
+                raise _too_large(column, pl.lit(True)).error(value)
+            return value // 1000 if unit == "ns" else value * _FACTOR[unit]
+        if isinstance(value, datetime.datetime):
+            return (value - (_EPOCH if value.tzinfo is None else _EPOCH_UTC)) // _STEP
+        if isinstance(value, datetime.date):
+            return (value - _EPOCH.date()).days * DAY
+        raise wrong_dtype(column, repr(value), "a date, a time or an integer", "parse the value to a datetime before")
+
+    return encode
+
+
+def _no_unit(column: str, found: object) -> Exception:
+    return wrong_dtype(column, found, "a date or a time", "declare the unit of integer times: s, ms, us or ns")
+
+
+def _too_large(column: str, bad: pl.Expr) -> Problem:
+    return Problem(column, bad, "too large for a time", "a time within 64-bit microseconds", "check the declared unit")

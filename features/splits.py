@@ -1,0 +1,179 @@
+"""Divides events into train, valid and test: at random, by time, the last of each group, or by a column."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from features.errors import ConfigError, DataError
+from features.fingerprint import mix_expr
+from features.frames import require_column, schema_of
+from features.spec import FeatureSpec
+from features.validation import Strict
+
+SPLITS = ("train", "valid", "test")
+SPLIT_COLUMN = "__split__"
+_INDEX = "__row__"
+
+Fractions = tuple[float, float, float]
+
+
+class _Fractional(Strict):
+    fractions: Fractions = (0.8, 0.1, 0.1)
+    """Shares of train, valid and test; they sum to 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> _Fractional:
+        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
+            raise ConfigError(
+                "fractions are wrong",
+                field="split.fractions",
+                found=list(self.fractions),
+                expected="three numbers above 0 that sum to 1",
+            )
+        return self
+
+
+class RandomSplit(_Fractional):
+    """Each row by a hash of its number: a row stays where it is when rows are added at the end."""
+
+    kind: Literal["random"] = "random"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Another seed, another division."""
+
+
+class TimeSplit(_Fractional):
+    """The oldest rows are train, the next valid, the newest test; the counts are exact."""
+
+    kind: Literal["time"] = "time"
+    columns: list[str] | None = None
+    """Columns to order by, the first first; the spec's time when not given. Ties keep the input's order."""
+
+
+class LastPerGroupSplit(Strict):
+    """The last event of each group is test, the one before valid, all others train."""
+
+    kind: Literal["last_per_group"] = "last_per_group"
+    group: str | None = None
+    """Column with the group; the spec's group when not given."""
+    columns: list[str] | None = None
+    """Columns to order by; the spec's time when not given."""
+
+
+class ColumnSplit(Strict):
+    """A column says which split a row belongs to; rows with other values are dropped and counted."""
+
+    kind: Literal["column"] = "column"
+    column: str
+    """The column."""
+    values: dict[Literal["train", "valid", "test"], list[str | int | bool]]
+    """The column's values of each split."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ColumnSplit:
+        every = [str(value) for values in self.values.values() for value in values]
+        if set(self.values) != set(SPLITS) or not all(self.values.values()) or len(every) != len(set(every)):
+            raise ConfigError(
+                "values do not divide the column",
+                field="split.values",
+                found=self.values,
+                expected="one or more values for each of train, valid and test, none twice",
+            )
+        return self
+
+
+SplitConfig = Annotated[RandomSplit | TimeSplit | LastPerGroupSplit | ColumnSplit, Field(discriminator="kind")]
+Split = RandomSplit | TimeSplit | LastPerGroupSplit | ColumnSplit
+
+
+def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec) -> pl.LazyFrame:
+    """Adds the column `__split__`: train, valid, test, or null for a row that belongs to none.
+
+    A time or last-per-group split reads its key columns at once; the rest stays lazy.
+
+    Args:
+        frame: Events.
+        split: How to divide them.
+        spec: Names the time and the group column.
+
+    Raises:
+        DataError: A key column is missing or has missing values.
+        ConfigError: The split needs a column that neither it nor the spec names.
+
+    Example:
+        >>> from features.validation import validate
+        >>> spec = validate(FeatureSpec, {"features": [{"type": "id", "name": "u"}], "labels": ["y"], "time": "t"})
+        >>> events = pl.LazyFrame({"u": list("abcde"), "t": [3, 1, 2, 5, 4]})
+        >>> assigned = assign_split(events, TimeSplit(fractions=(0.6, 0.2, 0.2)), spec)
+        >>> assigned.collect()["__split__"].to_list()
+        ['train', 'train', 'train', 'test', 'valid']
+    """
+    schema = schema_of(frame)
+    if isinstance(split, RandomSplit):
+        return _random(frame, split)
+    if isinstance(split, ColumnSplit):
+        require_column(split.column, schema, role="split")
+        text = pl.col(split.column).cast(pl.String)
+        names = {_text(value): name for name, values in split.values.items() for value in values}
+        return frame.with_columns(text.replace_strict(names, default=None, return_dtype=pl.String).alias(SPLIT_COLUMN))
+    columns = split.columns or ([spec.time] if spec.time else None)
+    if not columns:
+        raise ConfigError("no column to order by", field="split.columns", mend="name columns here or the spec's time")
+    group = None
+    if isinstance(split, LastPerGroupSplit):
+        group = split.group or spec.group
+        if group is None:
+            raise ConfigError("no group column", field="split.group", mend="name it here or as the spec's group")
+    keys = list(dict.fromkeys([*columns, *([group] if group else [])]))
+    for column in keys:
+        require_column(column, schema, role="split")
+    values = frame.select(keys).with_row_index(_INDEX).collect()
+    for column in keys:
+        if missing := values.get_column(column).null_count():
+            raise DataError(
+                f"is missing in {missing} of {values.height} rows",
+                field=column,
+                expected="a value in every row, to divide by",
+                mend="order by another column or drop these rows",
+            )
+    assigned = _by_time(values, columns, split) if isinstance(split, TimeSplit) else _last(values, columns, str(group))
+    return pl.concat([frame, assigned.lazy()], how="horizontal")
+
+
+def drop_reason(split: Split) -> str:
+    """Returns why a row belongs to no split, for the manifest."""
+    return f"{split.column} has a value of no split" if isinstance(split, ColumnSplit) else "no split"
+
+
+def _random(frame: pl.LazyFrame, split: RandomSplit) -> pl.LazyFrame:
+    train, valid, _ = split.fractions
+    # Seeds that follow each other must not give shifted copies of one another: mix the seed by itself first.
+    seed = mix_expr(pl.lit(split.seed, dtype=pl.UInt64) ^ pl.lit(0xA0761D6478BD642F, dtype=pl.UInt64))
+    draw = mix_expr(mix_expr(pl.col(_INDEX).cast(pl.UInt64)) ^ seed)
+
+    def below(share: float) -> pl.Expr:
+        return draw < pl.lit(min(int(share * 2.0**64), 2**64 - 1), dtype=pl.UInt64)
+
+    name = pl.when(below(train)).then(pl.lit("train")).when(below(train + valid)).then(pl.lit("valid"))
+    return frame.with_row_index(_INDEX).with_columns(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN)).drop(_INDEX)
+
+
+def _by_time(values: pl.DataFrame, columns: list[str], split: TimeSplit) -> pl.DataFrame:
+    ordered = values.sort([*columns, _INDEX]).select(_INDEX).with_row_index("place")
+    train, valid, _ = split.fractions
+    first, second = round(values.height * train), round(values.height * (train + valid))
+    name = pl.when(pl.col("place") < first).then(pl.lit("train")).when(pl.col("place") < second).then(pl.lit("valid"))
+    return ordered.sort(_INDEX).select(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN))
+
+
+def _last(values: pl.DataFrame, columns: list[str], group: str) -> pl.DataFrame:
+    ordered = values.sort([*columns, _INDEX])
+    from_end = pl.len().over(group) - 1 - pl.int_range(pl.len()).over(group)
+    name = pl.when(from_end == 0).then(pl.lit("test")).when(from_end == 1).then(pl.lit("valid"))
+    return ordered.with_columns(name.otherwise(pl.lit("train")).alias(SPLIT_COLUMN)).sort(_INDEX).select(SPLIT_COLUMN)
+
+
+def _text(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,327 @@
+"""A frame of rows and each of its rows alone give the same bits, for every operator and every odd value."""
+
+import datetime
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.batch import Batch
+from features.errors import DataError
+from features.fingerprint import fingerprint
+from features.pipeline import FeaturePipeline
+from features.spec import FeatureSpec
+from features.validation import validate
+
+INT64 = st.integers(min_value=-(2**63), max_value=2**63 - 1)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+WHOLE = st.integers(-(2**70), 2**70).map(float) | st.just(float("nan")) | st.just(-0.0)
+FLOAT = st.floats(allow_nan=True, allow_infinity=True)
+TIME = st.datetimes(datetime.datetime(1, 1, 2), datetime.datetime(9999, 12, 30))
+ZONES = st.sampled_from([datetime.UTC])
+
+
+def pipeline_of(*features, fit=None, **rest):
+    spec = validate(FeatureSpec, {"features": list(features), "labels": ["y"], **rest})
+    pipeline = FeaturePipeline(spec)
+    return pipeline if fit is None else pipeline.fit(fit)
+
+
+def bits(batch: Batch):
+    """All tensors as integers, so that -0.0 and 0.0 differ."""
+    found = {}
+    for name, value in vars(batch).items():
+        if value is not None:
+            found[name] = (
+                tuple(value.shape),
+                (value.view(torch.int32) if value.dtype == torch.float32 else value).tolist(),
+            )
+    return found
+
+
+def outcome(action):
+    """The bits, or why the data was refused."""
+    try:
+        return bits(action())
+    except DataError as caught:
+        error = caught
+    assert error.field in ("x", "y", "w", "p", "g")
+    return error.what.split(" (in")[0]
+
+
+def check(pipeline, frame, labels=False):
+    """Holds the frame, its rows together and its rows one by one to the same outcome.
+
+    A column has a dtype even where all its values are missing, so that it may be refused and its rows not.
+    """
+    rows = frame.to_dicts()
+    whole = outcome(lambda: pipeline.encode_frame(frame, labels=labels))
+    if whole == "wrong dtype":
+        return "refused"
+    together = outcome(lambda: pipeline.encode(rows, labels=labels))
+    alone = [outcome(lambda row=row: pipeline.encode(row, labels=labels)) for row in rows]
+    if isinstance(whole, str):
+        assert isinstance(together, str)
+        assert any(isinstance(one, str) for one in alone)
+        return "refused"
+    assert whole == together
+    if rows:
+        assert whole == bits(Batch.cat([pipeline.encode(row, labels=labels) for row in rows]))
+    return whole
+
+
+def series(values, dtype):
+    return pl.DataFrame({"x": pl.Series(values, dtype=dtype, strict=False)})
+
+
+COLUMNS = {
+    "text": (TEXT, pl.String),
+    "number text": (st.from_regex(r"\A[+-]?[0-9]{0,25}\Z") | TEXT, pl.String),
+    "boolean text": (st.sampled_from(["true", "false", "True", "", "1"]), pl.String),
+    "int64": (INT64, pl.Int64),
+    "int8": (st.integers(-2, 2), pl.Int8),
+    "uint64": (st.integers(0, 2**64 - 1), pl.UInt64),
+    "boolean": (st.booleans(), pl.Boolean),
+    "whole float": (WHOLE, pl.Float64),
+    "float": (FLOAT, pl.Float64),
+    "float32": (st.floats(width=32), pl.Float32),
+    "zero or one": (st.sampled_from([0.0, 1.0, float("nan")]), pl.Float64),
+    "null": (st.none(), pl.Null),
+}
+
+
+@pytest.mark.parametrize("dtype", ["string", "integer", "boolean"])
+@pytest.mark.parametrize("column", COLUMNS)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_id(dtype, column, data):
+    values, kind = COLUMNS[column]
+    frame = series(data.draw(st.lists(values | st.none(), max_size=5)), kind)
+    check(pipeline_of({"type": "id", "name": "x", "dtype": dtype}), frame)
+
+
+@pytest.mark.parametrize("dtype", ["string", "integer", "boolean"])
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name != "null"])
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_ids(dtype, column, data):
+    values, kind = COLUMNS[column]
+    lists = st.lists(values | st.none(), max_size=4) | st.none()
+    frame = series(data.draw(st.lists(lists, max_size=4)), pl.List(kind))
+    limit = data.draw(st.sampled_from([None, 1, 2]))
+    check(pipeline_of({"type": "ids", "name": "x", "dtype": dtype, "max_length": limit}), frame)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text("ab|é", max_size=8) | st.none(), max_size=5),
+    st.sampled_from(["|", "||", "a"]),
+    st.none() | st.just(2),
+)
+def test_separated_ids(texts, separator, limit):
+    feature = {"type": "ids", "name": "x", "separator": separator, "max_length": limit}
+    check(pipeline_of(feature), series(texts, pl.String))
+
+
+def test_fixed_size_lists_are_lists():
+    frame = pl.DataFrame({"x": pl.Series([[1, 2], None], dtype=pl.Array(pl.Int64, 2))})
+    check(pipeline_of({"type": "ids", "name": "x", "dtype": "integer"}), frame)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=st.lists(FLOAT | INT64.map(float) | st.none(), max_size=8),
+    fit=st.lists(st.floats(-1e6, 1e6) | st.none(), min_size=1, max_size=8),
+    low=st.none() | st.floats(-100, 1),
+    high=st.none() | st.floats(2, 1e9),
+    log=st.booleans(),
+    standardise=st.booleans(),
+    flag=st.booleans(),
+)
+def test_number(values, fit, low, high, log, standardise, flag):
+    offset = None if not log or low is None else 1.0 - low
+    feature = {
+        "type": "number",
+        "name": "x",
+        "clip": [low, high],
+        "log": offset,
+        "standardise": standardise,
+        "missing_flag": flag,
+    }
+    pipeline = pipeline_of(feature, fit=series(fit, pl.Float64))
+    assert check(pipeline, series(values, pl.Float64)) != "refused"
+
+
+@pytest.mark.parametrize("column", [name for name in COLUMNS if "text" not in name])
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_number_and_bucket_of_every_dtype(column, data):
+    values, kind = COLUMNS[column]
+    frame = series(data.draw(st.lists(values | st.none(), max_size=5)), kind)
+    edges = data.draw(st.lists(FLOAT.filter(math.isfinite), min_size=1, max_size=5, unique=True).map(sorted))
+    check(pipeline_of({"type": "number", "name": "x", "clip": [0, None], "log": 1}), frame)
+    check(pipeline_of({"type": "bucket", "name": "x", "edges": edges}), frame)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(FLOAT | st.none(), min_size=1), st.lists(FLOAT | st.none()), st.integers(2, 9))
+def test_fitted_bucket(fit, values, quantiles):
+    pipeline = pipeline_of({"type": "bucket", "name": "x", "quantiles": quantiles}, fit=series(fit, pl.Float64))
+    check(pipeline, series(fit + values, pl.Float64))
+
+
+@pytest.mark.parametrize("part", ["hour", "weekday"])
+@pytest.mark.parametrize("kind", [pl.Datetime("us"), pl.Datetime("ms"), pl.Datetime("us", "Europe/Paris")])
+@settings(max_examples=20, deadline=None)
+@given(times=st.lists(TIME | st.none(), max_size=5))
+def test_time(part, kind, times):
+    column = pl.Series(times, dtype=pl.Datetime("us")).cast(pl.Datetime(kind.time_unit))
+    if kind.time_zone:
+        column = column.dt.replace_time_zone("UTC").dt.convert_time_zone(kind.time_zone)
+    feature = {"type": "time", "name": "x", "part": part}
+    assert check(pipeline_of(feature), pl.DataFrame({"x": column})) != "refused"
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", None])
+@settings(max_examples=20, deadline=None)
+@given(times=st.lists(INT64 | st.integers(-(2**40), 2**40) | st.none(), min_size=1, max_size=5))
+def test_integer_time_and_event_time(unit, times):
+    frame = series(times, pl.Int64).with_columns(y=pl.lit(1))
+    pipeline = pipeline_of({"type": "time", "name": "x", "part": "weekday", "unit": unit})
+    check(pipeline, frame)
+    if unit:
+        check(pipeline_of({"type": "id", "name": "y2", "column": "x"}, time="x", time_unit=unit), frame, labels=True)
+
+
+@pytest.mark.parametrize(
+    ("feature", "values"),
+    [
+        ({"type": "id"}, [0.5]),
+        ({"type": "id"}, [["a"]]),
+        ({"type": "id"}, [b"a"]),
+        ({"type": "id"}, [datetime.date(2024, 1, 1)]),
+        ({"type": "id", "dtype": "integer"}, [True]),
+        ({"type": "id", "dtype": "boolean"}, [["true"]]),
+        ({"type": "ids"}, ["a"]),
+        ({"type": "ids", "separator": ","}, [["a"]]),
+        ({"type": "ids"}, [[1.0]]),
+        ({"type": "number"}, ["1"]),
+        ({"type": "number"}, [True]),
+        ({"type": "bucket", "edges": [1]}, ["1"]),
+        ({"type": "time", "part": "hour"}, ["2024-01-01"]),
+        ({"type": "time", "part": "hour"}, [7]),
+        ({"type": "time", "part": "hour", "unit": "s"}, [7.0]),
+        ({"type": "vector", "size": 1}, [1.0]),
+        ({"type": "vector", "size": 1}, [["a"]]),
+    ],
+)
+def test_a_wrong_dtype_is_refused_by_both(feature, values):
+    pipeline = pipeline_of({"name": "x", **feature})
+    with pytest.raises(DataError, match="x: "):
+        pipeline.transform(pl.DataFrame({"x": values}))
+    with pytest.raises(DataError, match="x: "):
+        pipeline.encode({"x": values[0]})
+
+
+def test_known_times():
+    pipeline = pipeline_of(
+        {"type": "time", "name": "hour", "column": "x", "part": "hour"},
+        {"type": "time", "name": "weekday", "column": "x", "part": "weekday"},
+    )
+    moment = datetime.datetime(2024, 2, 29, 23, 59)
+    assert pipeline.encode({"x": moment}).ids.tolist() == [[fingerprint("23"), fingerprint("3")]]
+    assert pipeline.encode({"x": moment.date()}).ids.tolist() == [[fingerprint("0"), fingerprint("3")]]
+    check(pipeline, pl.DataFrame({"x": [moment.date(), None]}))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(FLOAT | st.none(), min_size=2, max_size=2) | st.none(), max_size=5),
+    st.lists(st.lists(FLOAT, max_size=3), max_size=2),
+)
+def test_vector(good, any_size):
+    pipeline = pipeline_of(
+        {"type": "vector", "name": "x", "size": 2}, {"type": "vector", "name": "x2", "column": "x", "size": 2}
+    )
+    for kind in (pl.Float64, pl.Float32):
+        check(pipeline, series(good + any_size, pl.List(kind)))
+    check(pipeline, series(good, pl.Array(pl.Float64, 2)))
+    assert check(pipeline, series(good, pl.List(pl.Float64))) != "refused"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(TEXT | st.none(), INT64 | st.none(), FLOAT | st.none()), max_size=5))
+def test_cross(rows):
+    frame = pl.DataFrame(rows, schema={"a": pl.String, "b": pl.Int64, "c": pl.Float64}, orient="row")
+    pipeline = pipeline_of(
+        {"type": "cross", "name": "cab", "of": ["c", "a", "b"]},
+        {"type": "id", "name": "a"},
+        {"type": "cross", "name": "ab", "of": ["a", "b"]},
+        {"type": "id", "name": "b", "dtype": "integer"},
+        {"type": "bucket", "name": "c", "edges": [0, 1]},
+    )
+    assert check(pipeline, frame) != "refused"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    label=st.lists(st.sampled_from([0, 1, 1.0, 0.0, None, 2, 0.5, float("nan")]), min_size=1, max_size=3),
+    weight=st.sampled_from([1.0, 0.0, -1.0, 2.5, None, float("nan"), float("inf"), 1e39]),
+    reference=st.sampled_from([0.0, 1.0, 0.3, 1.1, -0.1, None, float("nan")]),
+    group=TEXT | st.none(),
+)
+def test_outcomes(label, weight, reference, group):
+    frame = pl.DataFrame({"x": ["a"] * len(label), "y": pl.Series(label, dtype=pl.Float64, strict=False)}).with_columns(
+        w=pl.lit(weight, dtype=pl.Float64), p=pl.lit(reference, dtype=pl.Float64), g=pl.lit(group, dtype=pl.String)
+    )
+    pipeline = pipeline_of({"type": "id", "name": "x"}, weight="w", reference="p", group="g")
+    check(pipeline, frame, labels=True)
+    check(pipeline, frame)
+
+
+@pytest.mark.parametrize("kind", [pl.Boolean, pl.Int8, pl.Int64, pl.UInt8, pl.Float32])
+def test_labels_of_every_dtype(kind):
+    frame = pl.DataFrame({"x": ["a", "b"], "y": pl.Series([0, 1]).cast(kind)})
+    found = pipeline_of({"type": "id", "name": "x"}).encode_frame(frame, labels=True)
+    assert found.labels.tolist() == [[0.0], [1.0]]
+    check(pipeline_of({"type": "id", "name": "x"}), frame, labels=True)
+
+
+def test_numpy_scalars_are_plain_values():
+    pipeline = pipeline_of(
+        {"type": "id", "name": "a", "dtype": "integer"}, {"type": "number", "name": "b"}, {"type": "ids", "name": "c"}
+    )
+    plain = pipeline.encode({"a": 7, "b": 0.5, "c": ["x"]})
+    assert pipeline.encode({"a": np.int32(7), "b": np.float64(0.5), "c": np.array(["x"])}).equal(plain)
+
+
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(["a", "b"])])
+def test_categoricals_are_text(kind):
+    pipeline = pipeline_of({"type": "id", "name": "x"})
+    text = pl.DataFrame({"x": ["a", None, "b"]})
+    assert pipeline.encode_frame(text.cast({"x": kind})).equal(pipeline.encode_frame(text))
+
+
+def test_many_rows_give_the_same_bits_as_few():
+    rows = 20_000
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "x": rng.normal(size=rows) * 10.0 ** rng.integers(-5, 6, size=rows),
+            "u": rng.integers(0, 500, size=rows),
+            "l": [list(range(k % 4)) for k in range(rows)],
+        }
+    )
+    pipeline = pipeline_of(
+        {"type": "number", "name": "x", "clip": [0, None], "log": 1, "standardise": True, "missing_flag": True},
+        {"type": "bucket", "name": "b", "column": "x", "quantiles": 50},
+        {"type": "id", "name": "u"},
+        {"type": "ids", "name": "l", "dtype": "integer"},
+        {"type": "cross", "name": "bu", "of": ["b", "u"]},
+        fit=frame,
+    )
+    assert bits(pipeline.encode_frame(frame)) == bits(pipeline.encode(frame.to_dicts()))
