@@ -125,7 +125,7 @@ def main(name: str, measure: Callable[[Settings], Outcome], argv: Sequence[str] 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
     """The machine and the versions a figure belongs to."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from features.errors import UndefinedMetricError
 from recsys.evaluation.metrics import reliability_curve, roc_curve
@@ -135,7 +136,7 @@ def learning_picture(history: Sequence[Mapping[str, float]], best_epoch: int) ->
         for key, name, colour in zip(losses, ("training loss", "validation loss"), theme.series, strict=False):
             line(axes, key, name, colour)
         axes.set(xlabel="epoch", ylabel="loss (nats)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if has_auc:
             right = axes.twinx()
             line(right, "valid/auc", "validation AUC", theme.series[2])
@@ -214,7 +215,7 @@ def _style(axes: Axes, theme: Theme) -> None:
         spine.set_color(theme.faint)
 
 
-def _legend(axes: Axes, theme: Theme, place: str) -> None:
+def _legend(axes: Axes, theme: Theme, place: Literal["lower right", "upper left", "best"]) -> None:
     axes.legend(frameon=False, labelcolor=theme.text, loc=place)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def import_mlflow() -> Any:
     """The mlflow module, with its telemetry off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Without git on the machine MLflow would print advice about it.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import logging
@@ -199,7 +201,9 @@ class Registry:
             The URI of the logged model.
         """
         root = Path(__file__).resolve().parent.parent.parent
-        with self._told("log the model"), self._mlflow.start_run(run_id=run_id):
+        with self._told("log the model"), self._mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+            # MLflow advises an input example; the signature is made from the spec and needs none.
+            warnings.simplefilter("ignore", UserWarning)
             info = self._mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),

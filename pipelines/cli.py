@@ -1,0 +1,253 @@
+"""The `recsys` command. Thin: each verb reads its config and calls the job of its name.
+
+Exit codes: 0 done, 1 a gate failed, 2 a usage or config error (one message on standard error).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from features.errors import RecsysError
+
+DONE, GATE_FAILED, USAGE = 0, 1, 2
+DEMO_CONFIG = Path("configs/synthetic.yaml")
+
+app = typer.Typer(
+    name="recsys",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="From raw events to a registered model that scores: `recsys run configs/synthetic.yaml`.",
+)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Overrides, such as `train.epochs=3`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+RunName = Annotated[str | None, typer.Option("--run", help="A run's number; the newest trained one by default.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run if it was cut.")]
+Workspace = Annotated[Path, typer.Option("--workspace", help="Where the MLflow store is looked for.")]
+
+
+@app.command()
+def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Turn raw events into a store of encoded rows; used again while config and data stay the same.
+
+    `recsys prepare configs/criteo.yaml`
+    """
+    with _job(as_json) as job:
+        from pipelines.prepare import prepare
+
+        job.result = prepare(_load(config, overrides), job.console)
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print regions, rows, bytes and parameters; train nothing.")
+    ] = False,
+) -> None:
+    """Train on the prepared data; makes a new run.
+
+    `recsys train configs/synthetic.yaml train.epochs=3 embedding.rows=50000`
+
+    `recsys train configs/synthetic.yaml --dry-run`
+    """
+    with _job(as_json) as job:
+        from pipelines import train as jobs
+
+        settings = _load(config, overrides)
+        job.result = (
+            jobs.dry_run(settings, job.console) if dry_run else jobs.train(settings, job.console, resume=resume)
+        )
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    run: RunName = None,
+    split: Annotated[str, typer.Option("--split", help="test or valid.")] = "test",
+) -> None:
+    """Evaluate a run: metrics, pictures, report, gates.
+
+    `recsys evaluate configs/synthetic.yaml gates.auc.min=0.7`
+    """
+    if split not in ("test", "valid"):
+        raise typer.BadParameter("give test or valid", param_hint="--split")
+    with _job(as_json) as job:
+        from pipelines.evaluate import evaluate
+
+        job.result = evaluate(_load(config, overrides), job.console, run_name=run, split=split)
+
+
+@app.command()
+def register(config: Config, overrides: Overrides = None, as_json: Json = False, run: RunName = None) -> None:
+    """Register a run's model and point the alias at it.
+
+    `recsys register configs/synthetic.yaml tracking.alias=challenger`
+    """
+    with _job(as_json) as job:
+        from pipelines.register import register
+
+        job.result = register(_load(config, overrides), job.console, run_name=run)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or a bundle's folder.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file or glob of raw rows.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The Parquet file to write.")],
+    as_json: Json = False,
+    keep: Annotated[str, typer.Option("--keep", help="Columns carried along, separated by commas.")] = "",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows scored at a time.")] = 65_536,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
+    ] = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Score the rows of a file, in order.
+
+    `recsys score models:/synthetic@challenger events.parquet scores.parquet --keep user_id`
+    """
+    with _job(as_json) as job:
+        from pipelines.score import score
+
+        uri = tracking_uri or f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+        columns = [column for column in keep.split(",") if column]
+        job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=columns)
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+    """Prepare, train, evaluate and register.
+
+    `recsys run configs/movielens_1m.yaml seed=1`
+    """
+    with _job(as_json) as job:
+        from pipelines.run import run
+
+        job.result = run(_load(config, overrides), job.console, resume=resume)
+
+
+@app.command()
+def inspect(
+    target: Annotated[Path, typer.Argument(metavar="CONFIG|BUNDLE", help="A YAML file, or a bundle's folder.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Show an experiment's data and runs, or what a bundle holds.
+
+    `recsys inspect configs/synthetic.yaml`
+
+    `recsys inspect work/synthetic/runs/0001/bundle`
+    """
+    with _job(as_json) as job:
+        from pipelines import inspect as jobs
+
+        if target.is_dir():
+            job.result = jobs.inspect_bundle(target, job.console)
+        else:
+            job.result = jobs.inspect(_load(target, overrides), job.console)
+
+
+@app.command()
+def demo(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Learn a known truth from synthetic events, end to end.
+
+    `recsys demo`
+    """
+    with _job(as_json) as job:
+        from pipelines.demo import demo
+
+        job.result = demo(_load(DEMO_CONFIG, overrides), job.console)
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A recipe; without it they are listed.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Its parameters.")] = None,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("--out", help="The Parquet file; `NAME.parquet` by default.")] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="The recipe's files.")] = None,
+) -> None:
+    """List the recipes, or write one's events to Parquet.
+
+    `recsys data synthetic rows=10000 --out events.parquet`
+    """
+    with _job(as_json) as job:
+        from pipelines import data as jobs
+        from pipelines.config import parse_override
+
+        if name is None:
+            job.result = jobs.list_recipes(job.console)
+        else:
+            params = dict(parse_override(text) for text in overrides or [])
+            job.result = jobs.write_events(name, out or Path(f"{name}.parquet"), params, folder, job.console)
+
+
+class _Job:
+    """A verb at work: where it speaks, and what it came to."""
+
+    def __init__(self, as_json: bool) -> None:
+        from pipelines.console import Console
+
+        self.console = Console(to_stderr=as_json)
+        self.result: dict[str, Any] = {}
+
+
+@contextmanager
+def _job(as_json: bool) -> Iterator[_Job]:
+    """Turns a job's outcome into an exit code, and its result into the last line."""
+    _switch_telemetry_off()
+    job = _Job(as_json)
+    try:
+        yield job
+    except RecsysError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if as_json:
+            kind = type(error).__name__
+            print(json.dumps({"error": {"type": kind, "field": error.field, "message": str(error)}}), flush=True)
+        raise typer.Exit(USAGE) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(job.result, allow_nan=False), flush=True)
+    if job.result.get("gates_failed"):
+        raise typer.Exit(GATE_FAILED)
+
+
+def _load(config: Path, overrides: list[str] | None) -> Any:
+    from pipelines.config import load_config
+
+    return load_config(config, overrides or [])
+
+
+def _switch_telemetry_off() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+
+
+def main() -> None:
+    """Entry point of the `recsys` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

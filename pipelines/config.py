@@ -1,0 +1,278 @@
+"""An experiment as one YAML file: data, features, table, model, training, tracking.
+
+`load_config` reads the file, applies `key=value` overrides and checks every key; nothing else reads YAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from features.errors import ConfigError, list_names, nearest
+from features.spec import FeatureSpec
+from features.splits import SplitConfig
+from features.validation import Strict, validate
+from recsys.embeddings import EmbeddingConfig
+from recsys.models import ModelConfig
+from recsys.training import TrainConfig
+
+GATE_METRICS = (
+    "auc",
+    "logloss",
+    "normalised_entropy",
+    "calibration_ratio",
+    "ece",
+    "gauc",
+    "reference_auc_gap",
+    "reference_logloss_gap",
+)
+"""Metrics a gate can bound; the last two say how much worse the model is than the reference column."""
+
+
+class DataConfig(Strict):
+    """Where the events come from and how they are split; give `recipe` or `source`."""
+
+    recipe: str | None = None
+    """A data set the package knows: `recsys data` lists them."""
+    folder: Path | None = None
+    """The recipe's files; found by RECSYS_DATA when left out."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the recipe."""
+    source: str | None = None
+    """A path or glob of Parquet, CSV, TSV, NDJSON or Arrow files."""
+    split: SplitConfig
+    """How events become train, valid and test."""
+    shard_rows: int = Field(1_000_000, ge=1)
+    """Rows of a stored shard, which is the unit of shuffling."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataConfig:
+        if (self.recipe is None) == (self.source is None):
+            raise ValueError("give either 'recipe' or 'source'")
+        if self.source is not None and (self.folder is not None or self.params):
+            raise ValueError("'folder' and 'params' belong to a recipe, not to 'source'")
+        return self
+
+
+class TrackingConfig(Strict):
+    """What is told to MLflow, and where."""
+
+    enabled: bool = True
+    """False trains without MLflow; such a run cannot be registered."""
+    uri: str | None = None
+    """Tracking and registry store; sqlite:///WORKSPACE/mlflow.db when left out."""
+    experiment: str | None = None
+    """Experiment of the runs; the config's name when left out."""
+    registered_model: str | None = None
+    """Name in the registry; the config's name when left out."""
+    alias: str = "challenger"
+    """Alias given to a newly registered version."""
+    system_metrics: bool = True
+    """Log memory, processor and disk use during training."""
+
+
+class Gate(Strict):
+    """A bound on a metric of the test split."""
+
+    min: float | None = None
+    """The metric may not be lower."""
+    max: float | None = None
+    """The metric may not be higher."""
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> Gate:
+        if self.min is None and self.max is None:
+            raise ValueError("give 'min', 'max' or both")
+        return self
+
+
+class ExperimentConfig(Strict):
+    """One experiment. Every key has a default but `name`, `data` and `spec`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Names the folder under the workspace, the MLflow experiment and the registered model."""
+    seed: int = Field(0, ge=0)
+    """Seeds weights and shuffling."""
+    workspace: Path = Path("work")
+    """Everything the jobs write goes under here."""
+    data: DataConfig
+    """Events and split."""
+    spec: FeatureSpec
+    """The columns."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """The table."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    train: TrainConfig = TrainConfig()
+    """The training."""
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""
+    gates: dict[str, Gate] = Field(default_factory=dict)
+    """Bounds on test metrics: `evaluate` and `run` end with code 1 if one is missed."""
+
+    @model_validator(mode="after")
+    def _known_gates(self) -> ExperimentConfig:
+        for name in self.gates:
+            if name not in GATE_METRICS:
+                close = nearest(name, GATE_METRICS)
+                raise ConfigError(
+                    "no such metric",
+                    field=f"gates.{name}",
+                    expected=f"one of {list_names(GATE_METRICS)}",
+                    mend=f"did you mean {close!r}?" if close else "remove the gate",
+                )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where this experiment's data and runs lie."""
+        return self.workspace / self.name
+
+    @property
+    def store_folder(self) -> Path:
+        """The prepared data."""
+        return self.folder / "data"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store, with its default filled in."""
+        return self.tracking.uri or f"sqlite:///{(self.workspace / 'mlflow.db').resolve()}"
+
+    @property
+    def registered_model(self) -> str:
+        """The name in the registry, with its default filled in."""
+        return self.tracking.registered_model or self.name
+
+    def to_yaml(self) -> str:
+        """The resolved config: every default written out, readable by `load_config`."""
+        return yaml.safe_dump(self.to_json(), sort_keys=False, allow_unicode=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved config as plain values."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """Hash of everything that decides the result of a training: not where things lie or are tracked."""
+        parts = self.model_dump(mode="json", exclude={"workspace", "tracking", "gates"})
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read an experiment.
+
+    Args:
+        path: The YAML file.
+        overrides: `key=value` with dotted keys and YAML values, such as `train.epochs=3` or
+            `model.hidden=[256,128]`; a number picks from a list, such as `spec.features.0.name=user`.
+
+    Raises:
+        ConfigError: The file is absent or no YAML, an override has no `=`, or a key or value is wrong.
+    """
+    return config_from(read_yaml(path), overrides)
+
+
+def config_from(data: dict[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Check plain values, with overrides applied.
+
+    Raises:
+        ConfigError: A key or value is wrong.
+    """
+    for override in overrides:
+        data = _override(data, override)
+    return validate(ExperimentConfig, data)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: It is absent, no YAML, or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("cannot read the config", field=str(path), found=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the config is not UTF-8 text", field=str(path)) from error
+    data = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(
+            "the config is no mapping", field=str(path), found=type(data).__name__, expected="key: value lines"
+        )
+    return data
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """The dotted key and the value of a `key=value`; the value is YAML.
+
+    >>> parse_override("model.hidden=[8, 4]")
+    ('model.hidden', [8, 4])
+
+    Raises:
+        ConfigError: There is no `=`, or the value is no YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError("not an override", found=text, expected="key=value, such as train.epochs=3")
+    return key, _parse(value, key)
+
+
+def _override(data: dict[str, Any], text: str) -> dict[str, Any]:
+    """The values with one override applied; the given ones are left as they are.
+
+    >>> _override({"train": {"epochs": 1}}, "train.epochs=3")
+    {'train': {'epochs': 3}}
+    """
+    key, value = parse_override(text)
+    return dict(_put(data, key.split("."), value, key))
+
+
+def _put(node: Any, keys: list[str], value: Any, full: str) -> Any:
+    if not keys:
+        return value
+    head, *rest = keys
+    if isinstance(node, list):
+        if not head.isdigit() or int(head) >= len(node):
+            raise ConfigError(
+                "no such item of a list", field=full, found=head, expected=f"a number from 0 to {len(node) - 1}"
+            )
+        return [_put(item, rest, value, full) if i == int(head) else item for i, item in enumerate(node)]
+    if node is not None and not isinstance(node, dict):
+        raise ConfigError("cannot go below a plain value", field=full, found=node)
+    node = node or {}
+    return {**node, head: _put(node.get(head), rest, value, full)}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as people write them (1e-3 is a number) and without silent duplicate keys."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)  # merge keys: <<
+    pairs: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in pairs:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        pairs[key] = loader.construct_object(value_node, deep=True)
+    return pairs
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str, field: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+    except yaml.YAMLError as error:
+        raise ConfigError("not YAML", field=field, found=" ".join(str(error).split())) from error

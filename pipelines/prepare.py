@@ -1,0 +1,145 @@
+"""Raw events become a store: fingerprints, fitted numbers, splits. Done again only if something changed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from features.errors import ArtifactError, ConfigError, list_names, nearest
+from features.recipes import RECIPES
+from features.sources import scan
+from features.store import Store, build_store
+from pipelines.config import DataConfig, ExperimentConfig
+from pipelines.console import Console
+
+
+def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
+    """Make the experiment's store, or say that the one there fits.
+
+    Returns:
+        store (its folder), reused, rows a split, dropped, digest, seconds.
+
+    Raises:
+        RecsysError: The data or the spec is wrong; what was prepared before stays as it was.
+    """
+    folder, source = config.store_folder, source_of(config.data)
+    reason = _why_not(config)
+    started = time.perf_counter()
+    if reason is None:
+        store = Store.open(folder, spec=config.spec)
+        console.note(f"data: {folder} fits the config and is used again")
+    else:
+        console.note(f"data: preparing {folder} ({reason})")
+        with console.progress("preparing", None) as task:
+            store = build_store(
+                events_of(config.data),
+                config.spec,
+                config.data.split,
+                folder,
+                shard_rows=config.data.shard_rows,
+                source=source,
+                progress=task.update,
+            )
+    rows = {split: store.rows(split) for split in ("train", "valid", "test")}
+    dropped = store.manifest["dropped"]
+    console.note("data: " + ", ".join(f"{split} {count:,} rows" for split, count in rows.items()))
+    return {
+        "store": str(folder),
+        "reused": reason is None,
+        "rows": rows,
+        "dropped": dropped,
+        "digest": store.digest,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def open_store(config: ExperimentConfig) -> Store:
+    """The prepared data of an experiment.
+
+    Raises:
+        ArtifactError: There is none, or it was prepared with another spec, source or split.
+    """
+    store = Store.open(config.store_folder, spec=config.spec)
+    prepared, wanted = store.manifest["source"], source_of(config.data)
+    if prepared != wanted:
+        keys = [key for key in wanted if prepared.get(key) != wanted[key]]
+        raise ArtifactError(
+            "the data was prepared from another source or with another split",
+            field=str(config.store_folder),
+            found=f"differs in {list_names(keys)}",
+            expected="the config's data",
+            mend="run `recsys prepare` again",
+        )
+    return store
+
+
+def events_of(data: DataConfig) -> pl.LazyFrame:
+    """The raw events of a config.
+
+    Raises:
+        ConfigError: There is no such recipe, or it takes no such parameter.
+        DataError: The files are absent or damaged.
+    """
+    if data.source is not None:
+        return scan(data.source)
+    return recipe_named(data.recipe or "").load(data.folder, **data.params)
+
+
+def recipe_named(name: str) -> Any:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in RECIPES:
+        close = nearest(name, RECIPES)
+        raise ConfigError(
+            "there is no such recipe",
+            field="data.recipe",
+            found=name,
+            expected=f"one of {list_names(RECIPES)}",
+            mend=f"did you mean {close!r}?" if close else "use a recipe, or data.source for files of your own",
+        )
+    return RECIPES[name]
+
+
+def source_of(data: DataConfig) -> dict[str, Any]:
+    """What decides the rows of a store, for its manifest: where they come from, and how they are split."""
+    described: dict[str, Any] = {
+        "recipe": data.recipe,
+        "params": data.params,
+        "source": data.source,
+        "folder": str(data.folder) if data.folder else None,
+        "split": data.split.model_dump(mode="json"),
+        "shard_rows": data.shard_rows,
+        "files": {},
+    }
+    if data.source is not None:
+        described["files"] = _sizes(data.source)
+    return described
+
+
+def _sizes(pattern: str) -> dict[str, list[int]]:
+    """Size and time of change of the files behind a path or glob: enough to see that they changed."""
+    path = Path(pattern)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    elif path.exists():
+        files = [path]
+    else:
+        files = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) if pattern else []
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def _why_not(config: ExperimentConfig) -> str | None:
+    """Why the store that is there cannot be used; None if it can."""
+    if not config.store_folder.exists():
+        return "nothing is there yet"
+    try:
+        open_store(config)
+    except ArtifactError as error:
+        return error.what
+    return None

@@ -1,0 +1,229 @@
+"""Each wrong input through the command line: exit code 2, a message that names it, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+Recsys = Callable[..., Any]
+# The code under test, also where the package is not installed.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def refused(outcome: Any, *words: str) -> None:
+    """The command ended with 2 and one message that has these words."""
+    assert outcome.code == 2, outcome.out + outcome.err
+    message = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1, outcome.err
+    for word in words:
+        assert word in message[0], message[0]
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epocs=3", ("train.epocs", "unknown key", "did you mean 'epochs'")),
+        ("embeding.rows=3", ("embeding", "did you mean 'embedding'")),
+        ("spec.features.1.pooling=sum", ("spec.features.1.pooling", "unknown key")),
+        ("spec.features.1.type=idd", ("spec.features.1.type", "idd", "did you mean 'id'")),
+        ("spec.features.9.type=id", ("spec.features.9.type", "no such item")),
+        ("model.interaction=dcnv3", ("model.interaction", "dcnv3")),
+        ("train.epochs=many", ("train.epochs", "many")),
+        ("train.epochs", ("key=value",)),
+        ("train.epochs=[1", ("train.epochs", "not YAML")),
+        ("gates.acu.min=0.7", ("gates.acu", "did you mean 'auc'")),
+        ("data.recipe=synthetic", ("data", "'recipe' or 'source'")),
+        ("spec.labels=[price]", ("price", "leak")),
+    ],
+)
+def test_wrong_config(world: Any, recsys: Recsys, override: str, words: tuple[str, ...]) -> None:
+    refused(recsys("run", world.config, override), *words)
+    assert not (world.folder / "work").exists()
+
+
+def test_config_that_is_absent_or_no_yaml(world: Any, recsys: Recsys) -> None:
+    refused(recsys("run", world.folder / "none.yaml"), "none.yaml", "cannot read the config")
+    world.config.write_text("name: a\nname: b\n")
+    refused(recsys("run", world.config), "given twice")
+    world.config.write_text("- a list\n")
+    refused(recsys("run", world.config), "no mapping")
+
+
+def test_unknown_recipe(world: Any, recsys: Recsys) -> None:
+    refused(
+        recsys("prepare", world.config, "data.source=null", "data.recipe=criteoo"), "criteoo", "did you mean 'criteo'"
+    )
+    refused(recsys("data", "sinthetic"), "did you mean 'synthetic'")
+
+
+def test_error_is_also_json_when_asked(world: Any, recsys: Recsys) -> None:
+    outcome = recsys("run", world.config, "train.epocs=3", "--json")
+    assert outcome.code == 2
+    error = json.loads(outcome.out)["error"]
+    assert error["type"] == "ConfigError"
+    assert error["field"] == "train.epocs"
+
+
+def test_usage_errors_exit_2(recsys: Recsys) -> None:
+    assert recsys("no-such-verb").code == 2
+    assert recsys("run").code == 2
+    assert recsys("evaluate", "x.yaml", "--split", "train").code == 2
+
+
+def broken(world: Any, recsys: Recsys, frame: pl.DataFrame, *words: str) -> None:
+    """Preparing this data is refused, and what was prepared before is still there."""
+    assert recsys("prepare", world.config).code == 0
+    before = (world.store / "manifest.json").read_bytes()
+    world.write(frame, tracking={"enabled": False})
+    refused(recsys("prepare", world.config), *words)
+    assert (world.store / "manifest.json").read_bytes() == before
+    assert world.leftovers() == []
+
+
+def test_missing_column(world: Any, recsys: Recsys) -> None:
+    broken(world, recsys, pl.read_parquet(world.events).rename({"price": "prices"}), "price", "prices")
+
+
+def test_missing_label_column(world: Any, recsys: Recsys) -> None:
+    broken(world, recsys, pl.read_parquet(world.events).rename({"click": "clicks"}), "click", "clicks")
+
+
+def test_wrong_dtype(world: Any, recsys: Recsys) -> None:
+    frame = pl.read_parquet(world.events)
+    broken(world, recsys, frame.with_columns(item=pl.concat_list("item")), "item")
+
+
+def test_text_that_is_no_integer(world: Any, recsys: Recsys) -> None:
+    frame = pl.read_parquet(world.events)
+    broken(world, recsys, frame.with_columns(user=pl.lit("u7")), "user", "u7")
+
+
+def test_label_outside_0_and_1(world: Any, recsys: Recsys) -> None:
+    frame = pl.read_parquet(world.events)
+    changed = frame.with_columns(click=pl.when(pl.int_range(pl.len()) == 5).then(3).otherwise("click"))
+    broken(world, recsys, changed, "click", "3")
+
+
+def test_no_rows(world: Any, recsys: Recsys) -> None:
+    broken(world, recsys, pl.read_parquet(world.events).head(0))
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "absent"])
+def test_damaged_file(world: Any, recsys: Recsys, damage: str) -> None:
+    data = world.events.read_bytes()
+    if damage == "absent":
+        world.events.unlink()
+    else:
+        world.events.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
+    refused(recsys("prepare", world.config), "events.parquet")
+    assert not world.store.exists()
+    assert world.leftovers() == []
+
+
+def test_one_class_validation_split(world: Any, recsys: Recsys) -> None:
+    frame = pl.read_parquet(world.events).with_columns(click=pl.lit(0))
+    world.write(frame, tracking={"enabled": False})
+    assert recsys("prepare", world.config).code == 0
+    refused(recsys("train", world.config), "auc", "undefined")
+
+
+def test_train_before_prepare(world: Any, recsys: Recsys) -> None:
+    refused(recsys("train", world.config), "recsys prepare")
+
+
+def test_spec_changed_since_the_data_was_prepared(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    outcome = recsys("train", world.config, "spec.features.4.standardise=false")
+    refused(outcome, "price", "spec changed", "recsys prepare")
+    assert not (world.folder / "work" / "small" / "runs").exists()
+
+
+def test_split_changed_since_the_data_was_prepared(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    refused(recsys("train", world.config, "data.split.seed=4"), "split", "recsys prepare")
+
+
+def test_evaluate_or_register_before_train(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    refused(recsys("evaluate", world.config), "no trained run", "recsys train")
+    refused(recsys("register", world.config), "no trained run")
+
+
+def test_register_a_run_without_tracking(world: Any, recsys: Recsys) -> None:
+    recsys("prepare", world.config)
+    assert recsys("train", world.config).code == 0
+    refused(recsys("register", world.config), "tracking.enabled")
+
+
+def test_damaged_bundle(world: Any, recsys: Recsys) -> None:
+    recsys("prepare", world.config)
+    bundle = Path(recsys("train", world.config, "--json").json["bundle"])
+    weights = bundle / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    refused(recsys("evaluate", world.config), "damaged")
+    refused(recsys("score", bundle, world.events, world.folder / "out.parquet"), "damaged")
+
+
+def test_full_disk_during_checkpointing(world: Any, recsys: Recsys) -> None:
+    recsys("prepare", world.config)
+    command = [sys.executable, "-m", "pipelines.cli", "train", str(world.config), "embedding.rows=50000"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=world.folder, env=ENVIRONMENT, preexec_fn=limit
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "could not be written" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert world.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("models:/smal@challenger", ("smal", "did you mean 'small'")),
+        ("models:/small@champion", ("no such version or alias", "challenger -> 1")),
+        ("models:/small/7", ("no such version or alias",)),
+        ("models:/small", ("models:/NAME@ALIAS",)),
+        ("no/such/folder", ("no/such/folder", "no model bundle")),
+    ],
+)
+def test_unknown_model(in_trained: Any, recsys: Recsys, tmp_path: Path, uri: str, words: tuple[str, ...]) -> None:
+    refused(recsys("score", uri, in_trained.events, tmp_path / "out.parquet"), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_registered_model_on_a_file_that_lacks_a_column(in_trained: Any, recsys: Recsys, tmp_path: Path) -> None:
+    source, out = tmp_path / "new.parquet", tmp_path / "out.parquet"
+    pl.read_parquet(in_trained.events).drop("city").write_parquet(source)
+    refused(recsys("score", "models:/small@challenger", source, out), "city")
+    refused(recsys("score", "models:/small@challenger", source, out, "--keep", "city"), "city")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.parquet"]
+
+
+def test_registered_model_on_an_empty_file(in_trained: Any, recsys: Recsys, tmp_path: Path) -> None:
+    source = tmp_path / "new.parquet"
+    pl.read_parquet(in_trained.events).head(0).write_parquet(source)
+    refused(recsys("score", "models:/small@challenger", source, tmp_path / "out.parquet"), "new.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.parquet"]
+
+
+def test_store_that_cannot_be_opened(in_trained: Any, recsys: Recsys, tmp_path: Path) -> None:
+    (tmp_path / "not-a-database.db").write_text("hello" * 100)
+    uri = f"sqlite:///{tmp_path / 'not-a-database.db'}"
+    outcome = recsys("score", "models:/a@b", in_trained.events, tmp_path / "out.parquet", "--tracking-uri", uri)
+    refused(outcome, "cannot open the MLflow store")

@@ -1,0 +1,237 @@
+"""The command line end to end, with a real MLflow store and registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from recsys.serving.registry import Registry
+from recsys.serving.scorer import Scorer
+
+# The code under test, also where the package is not installed.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+VERBS = ("prepare", "train", "evaluate", "register", "score", "run", "inspect", "demo", "data")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def store_uri(world: Any) -> str:
+    return f"sqlite:///{world.folder / 'work' / 'mlflow.db'}"
+
+
+def test_run_says_what_each_step_came_to(trained: Any) -> None:
+    world, outcome = trained
+    result = outcome.json
+    assert result["prepare"]["reused"] is False
+    assert sum(result["prepare"]["rows"].values()) == 3000
+    assert result["train"]["best_epoch"] in (1, 2)
+    metrics = result["evaluate"]["metrics"]
+    assert 0.5 < metrics["auc"] < 1
+    assert metrics["reference_auc_gap"] == pytest.approx(result["evaluate"]["reference"]["auc"] - metrics["auc"])
+    assert result["register"]["uri"] == "models:/small@challenger"
+    assert "1/4 prepare" in outcome.err
+    assert world.leftovers() == []
+
+
+def test_run_folder_repeats_itself(trained: Any) -> None:
+    world, outcome = trained
+    folder = world.folder / outcome.json["train"]["folder"]
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["train"]["patience"] is None
+    assert resolved["spec"]["features"][0]["column"] == "user"
+    assert {path.name for path in (folder / "pictures").iterdir()} >= {"roc.png", "reliability.svg", "learning.png"}
+    page = (folder / "report.html").read_text()
+    assert "user_city" in page
+    assert outcome.json["prepare"]["digest"] in page
+
+
+def test_mlflow_run_holds_the_whole_story(trained: Any) -> None:
+    world, outcome = trained
+    client = Registry(store_uri(world))._client
+    run_id = outcome.json["train"]["mlflow_run_id"]
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.batch_size"] == "256"
+    assert run.data.params["embedding.rows"] == "500"
+    assert run.data.tags["recsys.manifest_digest"] == outcome.json["prepare"]["digest"]
+    assert run.data.metrics["test/auc"] == pytest.approx(outcome.json["evaluate"]["metrics"]["auc"])
+    assert len(client.get_metric_history(run_id, "valid/auc")) == outcome.json["train"]["epochs"]
+    assert len(client.get_metric_history(run_id, "train/loss")) > 2
+    files = {file.path for folder in (None, "data", "pictures") for file in client.list_artifacts(run_id, folder)}
+    assert files >= {"config.yaml", "report.html", "data/manifest.json", "data/spec.json", "pictures/roc.png"}
+
+
+def test_registered_version_names_its_origin(trained: Any) -> None:
+    world, outcome = trained
+    registry = Registry(store_uri(world))
+    version = registry.resolve("models:/small@challenger")
+    assert version.version == outcome.json["register"]["version"] == 1
+    assert version.run_id == outcome.json["train"]["mlflow_run_id"]
+    assert registry.resolve("models:/small/1").aliases == ("challenger",)
+
+
+def test_prepare_again_uses_what_is_there(in_trained: Any, recsys: Callable[..., Any]) -> None:
+    before = sha256(in_trained.store / "manifest.json")
+    outcome = recsys("prepare", in_trained.config)
+    assert outcome.code == 0
+    assert "used again" in outcome.out
+    assert sha256(in_trained.store / "manifest.json") == before
+
+
+def test_prepare_again_when_the_source_changed(world: Any, recsys: Callable[..., Any]) -> None:
+    assert recsys("prepare", world.config, "--json").json["reused"] is False
+    world.write(pl.read_parquet(world.events).head(2000))
+    stale = recsys("train", world.config)
+    assert stale.code == 2
+    assert "recsys prepare" in stale.err
+    again = recsys("prepare", world.config, "--json")
+    assert again.json["reused"] is False
+    assert sum(again.json["rows"].values()) == 2000
+
+
+def test_dry_run_trains_nothing(in_trained: Any, recsys: Callable[..., Any]) -> None:
+    runs = sorted((in_trained.folder / "work" / "small" / "runs").iterdir())
+    outcome = recsys("train", in_trained.config, "--dry-run", "embedding.rows=700", "--json")
+    assert outcome.code == 0
+    assert outcome.json["table_rows"] >= 700
+    assert {line["feature"] for line in outcome.json["plan"]} == {"user", "item", "city", "tags", "hour", "user_city"}
+    assert outcome.json["network_parameters"] > 0
+    assert "shared" in outcome.err
+    assert sorted((in_trained.folder / "work" / "small" / "runs").iterdir()) == runs
+
+
+def test_same_config_gives_the_same_weights_and_resume_of_a_whole_run_changes_nothing(
+    world: Any, recsys: Callable[..., Any]
+) -> None:
+    recsys("prepare", world.config)
+    first, second = (recsys("train", world.config, "--json").json for _ in range(2))
+    assert first["run"] != second["run"]
+    weights = [sha256(Path(run["bundle"]) / "weights.safetensors") for run in (first, second)]
+    assert weights[0] == weights[1]
+    resumed = recsys("train", world.config, "--resume", "--json").json
+    assert resumed["run"] == second["run"]
+    assert sha256(Path(resumed["bundle"]) / "weights.safetensors") == weights[1]
+
+
+def test_resume_refuses_another_config(world: Any, recsys: Callable[..., Any]) -> None:
+    assert (
+        "no run to resume" in recsys("train", world.config, "--resume").err or recsys("prepare", world.config).code == 0
+    )
+    recsys("train", world.config)
+    outcome = recsys("train", world.config, "--resume", "train.epochs=3")
+    assert outcome.code == 2
+    assert "config is not the one" in outcome.err
+
+
+def test_score_by_registry_and_by_folder_agree_with_the_process(
+    in_trained: Any, recsys: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = pl.read_parquet(in_trained.events).head(500).drop("click", "p_true")
+    rows.write_parquet(tmp_path / "new.parquet")
+    by_registry, by_folder = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    bundle = in_trained.folder / "work" / "small" / "runs" / "0001" / "bundle"
+    keep = ("--keep", "item,user", "--batch-size", "150")
+    outcome = recsys("score", "models:/small@challenger", tmp_path / "new.parquet", by_registry, *keep, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["rows"] == 500
+    assert recsys("score", bundle, tmp_path / "new.parquet", by_folder).code == 0
+    scores = pl.read_parquet(by_registry)
+    assert scores.columns == ["item", "user", "p_click"]
+    assert scores["item"].to_list() == rows["item"].to_list()
+    np.testing.assert_allclose(scores["p_click"], pl.read_parquet(by_folder)["p_click"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores["p_click"], Scorer.load(bundle).score(rows)[:, 0], rtol=0, atol=1e-6)
+
+
+def test_pyfunc_scores_pandas_rows_with_nulls_like_the_process(in_trained: Any) -> None:
+    rows = pl.read_parquet(in_trained.events).head(200).drop("click", "p_true")
+    assert rows["city"].null_count() > 0
+    rows = rows.with_columns(user=pl.when(pl.int_range(200) % 7 == 0).then(None).otherwise("user"))
+    model = Registry(store_uri(in_trained)).load_pyfunc("models:/small@challenger")
+    bundle = in_trained.folder / "work" / "small" / "runs" / "0001" / "bundle"
+    expected = Scorer.load(bundle).score(rows)[:, 0]
+    np.testing.assert_allclose(model.predict(rows.to_pandas())["p_click"], expected, rtol=0, atol=1e-6)
+
+
+def test_a_failed_gate_exits_1_and_is_not_registered(in_trained: Any, recsys: Callable[..., Any]) -> None:
+    outcome = recsys("evaluate", in_trained.config, "gates.auc.min=0.9999", "--json")
+    assert outcome.code == 1
+    assert outcome.json["gates_failed"] == ["auc"]
+    assert "FAILED" in outcome.err
+
+
+def test_run_with_a_failed_gate_does_not_register(world: Any, recsys: Callable[..., Any]) -> None:
+    outcome = recsys("run", world.config, "gates.logloss.max=0.01", "--json")
+    assert outcome.code == 1
+    assert outcome.json["register"] is None
+    assert "not registered" in outcome.err
+
+
+def test_one_class_test_split_says_so_and_shows_no_nan(world: Any, recsys: Callable[..., Any]) -> None:
+    frame = pl.read_parquet(world.events)
+    part = np.where(np.arange(len(frame)) < 2000, "train", np.where(np.arange(len(frame)) < 2500, "valid", "test"))
+    frame = frame.with_columns(part=pl.Series(part)).with_columns(
+        click=pl.when(pl.col("part") == "test").then(0).otherwise("click")
+    )
+    split = {"kind": "column", "column": "part", "values": {s: [s] for s in ("train", "valid", "test")}}
+    world.write(frame, data={"source": str(world.events), "split": split}, tracking={"enabled": False})
+    outcome = recsys("run", world.config, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["evaluate"]["metrics"]["auc"] is None
+    assert "auc of click is undefined" in outcome.err
+    assert "NaN" not in outcome.out
+    page = Path(outcome.json["evaluate"]["report"]).read_text()
+    assert "auc of click is undefined" in page
+
+
+def test_inspect_shows_data_runs_and_bundle(in_trained: Any, recsys: Callable[..., Any]) -> None:
+    shown = recsys("inspect", in_trained.config, "--json")
+    assert shown.code == 0, shown.err
+    assert {line["feature"]: line["values"] for line in shown.json["features"]}["user"] == 60
+    assert shown.json["runs"][0]["trained"] is True
+    bundle = recsys("inspect", in_trained.folder / "work" / "small" / "runs" / "0001" / "bundle", "--json").json
+    assert bundle["inputs"]["tags"] == "string[]"
+    assert bundle["outputs"] == ["p_click"]
+
+
+def test_data_lists_and_writes(recsys: Callable[..., Any], tmp_path: Path) -> None:
+    names = [recipe["name"] for recipe in recsys("data", "--json").json["recipes"]]
+    assert {"synthetic", "criteo", "movielens_1m"} <= set(names)
+    written = recsys("data", "synthetic", "rows=500", "seed=3", "--out", tmp_path / "e.parquet", "--json")
+    assert written.code == 0, written.err
+    frame = pl.read_parquet(tmp_path / "e.parquet")
+    assert len(frame) == written.json["rows"] == 500
+    assert {"click", "p_true"} <= set(frame.columns)
+
+
+def test_every_verb_has_help_and_help_is_light() -> None:
+    code = (
+        "import sys, pipelines.cli as cli\n"
+        "for verb in sys.argv[1:]:\n"
+        "    try: cli.app([verb, '--help'])\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'mlflow', 'polars'} & set(sys.modules)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, *VERBS], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("Usage") == len(VERBS)
+
+
+def test_plain_output_of_the_installed_entry_point(in_trained: Any) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "inspect", str(in_trained.config), "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, cwd=in_trained.folder, env=ENVIRONMENT)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["rows"]["train"] > 0
+    assert "\x1b[" not in shown.stderr
