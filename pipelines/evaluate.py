@@ -206,7 +206,7 @@ def _report(
         for label, values in result["tasks"].items()
         for name, reason in values["undefined"].items()
     ]
-    lineage = [
+    lineage: list[dict[str, Any]] = [
         {"what": "recipe or source", "value": config.data.recipe or config.data.source},
         {"what": "prepared data", "value": str(config.store_folder)},
         {"what": "rows", "value": ", ".join(f"{s} {store.rows(s):,}" for s in ("train", "valid", "test"))},
@@ -221,7 +221,7 @@ def _report(
         {"what": "MLflow run", "value": result["mlflow_run_id"] or "not tracked"},
         {"what": "bundle", "value": str(run.bundle)},
     ]
-    sections = [
+    sections: list[Section] = [
         Section(f"Metrics on the {result['split']} split", " ".join(undefined), rows, pictures),
         Section(
             "Embedding plan",
