@@ -1,0 +1,273 @@
+"""What training promises: it learns, repeats bit for bit, resumes bit for bit, and keeps the best epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
+from features.loader import Loader
+from features.store import Store
+from recsys.embeddings.table import FbgemmTable, TableOptimizer, TorchTable, fbgemm_available
+from recsys.evaluation import evaluate
+from recsys.models import CTRModel, ModelConfig
+from recsys.tensorfile import read_tensors
+from recsys.training import Trainer, load_best, predict
+from recsys.training.trainer import weighted_loss
+from tests.recsys.training import training_job
+
+JOB = Path(training_job.__file__)
+ROOT = JOB.parents[3]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*"))}
+
+
+def command(store: Path, folder: Path, *more: str) -> list[str]:
+    return [sys.executable, str(JOB), str(store), str(folder), *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], int]:
+    """Checkpoint hashes and steps of a run that nobody disturbs, in a process of its own."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    out = subprocess.run(
+        command(store_folder, folder), env=environment(), check=True, capture_output=True, text=True
+    ).stdout
+    return digests(folder), out.count("step ")
+
+
+def test_the_same_config_gives_identical_checkpoints(
+    store_folder: Path, tmp_path: Path, undisturbed: tuple[dict[str, str], int]
+) -> None:
+    training_job.run(store_folder, tmp_path)
+    assert digests(tmp_path) == undisturbed[0]
+    assert any(name.startswith("step-") for name in undisturbed[0])
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_a_killed_run_resumes_to_identical_checkpoints(
+    store_folder: Path, tmp_path: Path, undisturbed: tuple[dict[str, str], int], draw: int
+) -> None:
+    expected, steps = undisturbed
+    third = steps // 3
+    target = random.SystemRandom().randint(draw * third + 1, (draw + 1) * third)
+    process = subprocess.Popen(command(store_folder, tmp_path), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == f"step {target}":
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(command(store_folder, tmp_path, "resume"), env=environment(), check=True, capture_output=True)
+    assert digests(tmp_path) == expected, f"killed at step {target} of {steps}"
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_checkpoints(store_folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the end of the disk: the write fails in the same place."""
+    training_job.run(store_folder, tmp_path)
+    finished = digests(tmp_path)
+    newest = sorted(tmp_path.glob("step-*"))[-1]
+    size = newest.stat().st_size
+    newest.unlink()  # as if killed before the last checkpoint; the resumed run has to write it again
+    before = digests(tmp_path)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    failed = subprocess.run(
+        command(store_folder, tmp_path, "resume"),
+        env=environment(),
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert failed.returncode == 2, failed.stderr
+    assert "could not be written" in failed.stderr
+    assert "bytes to write" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert digests(tmp_path) == before
+    training_job.run(store_folder, tmp_path, resume=True)
+    assert digests(tmp_path) == finished
+
+
+def test_training_learns_and_keeps_the_best_epoch(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, epochs=60, patience=3, ema=None, table_learning_rate=0.05, schedule="constant")
+    train, valid = training_job.loaders(store, config)
+    result = Trainer(model, config, seed=3, folder=tmp_path).fit(train, valid)
+    aucs = [epoch["valid/auc"] for epoch in result.history]
+    assert max(aucs) > 0.7
+    assert result.best_epoch == int(np.argmax(aucs)) + 1
+    assert result.best_metrics["auc"] == max(aucs)
+    assert result.stopped == "patience"
+    assert len(aucs) == result.best_epoch + 3
+    # the model now holds the best weights, and so does the file
+    scored = predict(model, valid)
+    assert scored.labels is not None
+    assert evaluate(scored.labels, scored.probabilities, scored.weight)["auc"] == max(aucs)
+    other, _ = training_job.build(store)
+    assert load_best(other, tmp_path)["epoch"] == result.best_epoch
+    assert torch.equal(other.tensors()["table"], model.tensors()["table"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad", "adam"])
+def test_every_table_optimizer_learns(store_folder: Path, tmp_path: Path, optimizer: str) -> None:
+    rate = {"sgd": 5.0, "rowwise_adagrad": 0.05, "adam": 0.02}[optimizer]
+    settings = {"epochs": 8, "ema": None, "clip_norm": None, "table_learning_rate": rate}
+    result = training_job.run(store_folder, tmp_path, table_optimizer=optimizer, **settings)
+    assert result.best_metrics["auc"] > 0.68
+
+
+@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
+def test_both_kernels_train_to_the_same_model(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    predictions = []
+    for kernel in ("torch", "fbgemm"):
+        model, config = training_job.build(store, table_optimizer="rowwise_adagrad", clip_norm=None, ema=None, epochs=1)
+        model = CTRModel(
+            store.layout, model.plan, ModelConfig(hidden=(16,)), seed=1, optimizer=TableOptimizer(), kernel=kernel
+        )
+        assert isinstance(model.embedding.table, FbgemmTable if kernel == "fbgemm" else TorchTable)
+        train, valid = training_job.loaders(store, config)
+        Trainer(model, config, seed=3, folder=tmp_path / kernel).fit(train, valid)
+        predictions.append(predict(model, valid).probabilities)
+    np.testing.assert_allclose(predictions[0], predictions[1], atol=1e-4)
+
+
+def test_averaged_weights_are_what_is_evaluated_and_kept(store_folder: Path, tmp_path: Path) -> None:
+    """Against an average taken by hand over the whole model at every step."""
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, epochs=1, clip_norm=None, ema=0.9)
+    train, valid = training_job.loaders(store, config)
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    expected = {name: t.clone() for name, t in model.tensors().items() if t.is_floating_point()}
+    step = trainer._step
+
+    def watched(batch, factor):  # type: ignore[no-untyped-def]
+        out = step(batch, factor)
+        for name, t in model.tensors().items():
+            if name in expected:
+                expected[name].lerp_(t, 0.1)
+        return out
+
+    trainer._step = watched  # type: ignore[method-assign]
+    trainer.fit(train, valid)
+    for name, t in expected.items():
+        torch.testing.assert_close(model.tensors()[name], t, atol=2e-6, rtol=1e-4)
+
+
+def test_the_gradient_is_clipped_over_network_and_table_together(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, clip_norm=1e-3)
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    train, _ = training_job.loaders(store, config)
+    batch = next(iter(train))
+    model.train()
+    loss, _ = weighted_loss(model.logits(batch), batch)
+    loss.backward()
+    table = model.embedding.table
+    assert isinstance(table, TorchTable)
+    scale = trainer._clip()
+    touched = table.gradients()
+    assert touched is not None
+    network = sum(float(p.grad.square().sum()) for p in model.dense_parameters().values() if p.grad is not None)
+    assert math.sqrt(network + float((touched[1] * scale).square().sum())) == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_weights_count(store_folder: Path) -> None:
+    """A row of weight 2 is two rows of weight 1."""
+    store = Store.open(store_folder)
+    model, config = training_job.build(store)
+    batch = next(iter(training_job.loaders(store, config)[0]))
+    assert batch.weight is not None
+    twice = [i for i, w in enumerate(batch.weight.tolist()) for _ in range(int(w))]
+    repeated = batch.rows(twice)
+    repeated.weight = None
+    logits = model.eval().logits(batch)
+    loss, total = weighted_loss(logits, batch)
+    assert total == len(twice)
+    torch.testing.assert_close(loss, weighted_loss(model.logits(repeated), repeated)[0])
+
+
+def test_resuming_under_another_config_is_refused(store_folder: Path, tmp_path: Path) -> None:
+    training_job.run(store_folder, tmp_path, epochs=1)
+    with pytest.raises(ArtifactError, match="another config"):
+        training_job.run(store_folder, tmp_path, resume=True, epochs=2)
+
+
+def test_a_damaged_checkpoint_is_named(store_folder: Path, tmp_path: Path) -> None:
+    training_job.run(store_folder, tmp_path, epochs=1)
+    newest = sorted(tmp_path.glob("step-*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match=f"{newest.name}.*missing or damaged"):
+        training_job.run(store_folder, tmp_path, resume=True, epochs=1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not finite"):
+        training_job.run(
+            store_folder, tmp_path, clip_norm=None, table_optimizer="sgd", table_learning_rate=1e30, ema=None
+        )
+
+
+def test_a_validation_split_of_one_class_is_said(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store)
+    train, _ = training_job.loaders(store, config)
+
+    class OneClass(Loader):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for batch in super().__iter__():
+                yield batch.rows((batch.labels[:, 0] == 0).nonzero().flatten())
+
+    one_class = OneClass(store, "valid", config.eval_batch_size)
+    with pytest.raises(UndefinedMetricError, match=r"auc is undefined on the validation split.*is positive"):
+        Trainer(model, config, seed=3, folder=tmp_path).fit(train, one_class)
+    model, config = training_job.build(store, monitor="logloss", epochs=1)
+    result = Trainer(model, config, seed=3, folder=tmp_path).fit(train, one_class)
+    assert "auc" not in result.best_metrics
+
+
+@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
+def test_fbgemm_refuses_what_it_cannot_do(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    plan = training_job.build(store)[0].plan
+    model = CTRModel(store.layout, plan, ModelConfig(), optimizer=TableOptimizer(), kernel="fbgemm")
+    for settings, text in (({"ema": None}, "cannot be clipped"), ({"clip_norm": None}, "needs the torch kernel")):
+        config = training_job.build(store, **settings)[1]
+        with pytest.raises(ConfigError, match=text):
+            Trainer(model, config, seed=0, folder=tmp_path)
+
+
+def test_checkpoints_hold_no_more_than_what_training_needs(store_folder: Path, tmp_path: Path) -> None:
+    training_job.run(store_folder, tmp_path, epochs=1)
+    assert len(list(tmp_path.glob("step-*.safetensors"))) == 2
+    tensors, state = read_tensors(sorted(tmp_path.glob("step-*"))[-1])
+    assert {name.split(".")[0] for name in tensors} == {
+        "model",
+        "table_optimizer",
+        "optimizer",
+        "average",
+        "random_state",
+    }
+    assert state["progress"]["epoch"] == 1
