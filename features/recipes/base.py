@@ -1,0 +1,76 @@
+"""What a recipe is: a known data set read into one row an event, from the files a user downloads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from features.errors import DataError
+
+DATA_VARIABLE = "RECSYS_DATA"
+
+
+class Recipe(Protocol):
+    """A data set.
+
+    Attributes:
+        name: Its name in configs.
+        description: What it is, one line.
+        how_to_get: Where to download it and where to put it.
+        spec_hint: A spec that works, as plain data.
+    """
+
+    name: str
+    description: str
+    how_to_get: str
+    spec_hint: dict[str, Any]
+
+    def load(self, folder: Path | None = None, **params: Any) -> pl.LazyFrame:
+        """Returns one row an event.
+
+        Args:
+            folder: Where the files are; found by `find_data` when not given.
+            params: What can be chosen; unknown ones are errors.
+
+        Raises:
+            DataError: The files are not there or are damaged.
+            ConfigError: A parameter is wrong.
+        """
+        ...
+
+    def provenance(self, folder: Path | None = None, **params: Any) -> dict[str, Any]:
+        """Returns where the rows come from and how many were left out and why, for the manifest; plain JSON."""
+        ...
+
+
+def find_data(subfolder: str, how_to_get: str = "") -> Path:
+    """Returns the folder of a data set under RECSYS_DATA, by default `../shared/data` beside the working folder.
+
+    Raises:
+        DataError: It is not there; says how to get it.
+    """
+    root = Path(os.environ.get(DATA_VARIABLE) or Path.cwd().parent / "shared" / "data")
+    folder = root / subfolder
+    if not folder.is_dir():
+        advice = f"{how_to_get} " if how_to_get else ""
+        raise DataError(
+            "data set is not on this machine",
+            field=str(folder),
+            mend=f"{advice}Put it into a folder named {subfolder} and set {DATA_VARIABLE} to the folder above it",
+        )
+    return folder
+
+
+def require_file(folder: Path, names: list[str], how_to_get: str) -> Path:
+    """Returns the first of the files that is in the folder.
+
+    Raises:
+        DataError: None is.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError("file is missing", field=str(folder), expected=" or ".join(names), mend=how_to_get)
