@@ -297,7 +297,9 @@ class FeaturePipeline:
         if spec.weight is not None:
             side["weight"] = [Outcome("weight", spec.weight)]
         if spec.group is not None:
-            side["group"] = [Id(spec.group, spec.group)]
+            # The group of a row is the id it has as a feature, where it is one.
+            dtypes = [item.dtype for item in spec.features if item.type == "id" and item.column == spec.group]
+            side["group"] = [Id(spec.group, spec.group, dtypes[0] if dtypes else "string")]
         if spec.time is not None:
             side["time"] = [EventTime(spec.time, spec.time_unit)]
         if spec.reference is not None:

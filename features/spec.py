@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -225,7 +224,7 @@ class FeatureSpec(Strict):
                 )
         _check_unique(f"features.{cross.name}.of", cross.of)
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """Names and sizes of everything in a Batch."""
         ids, bags, poolings, dense, vectors, sizes = [], [], [], [], [], []

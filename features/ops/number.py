@@ -111,7 +111,7 @@ class Number(FittedOperator):
         if not self.standardise:
             return
         count, mean, squares = self._seen
-        deviation = math.sqrt(squares / count) if count and squares > 0 else 1.0
+        deviation = math.sqrt(squares / count) if count else 1.0
         if not (math.isfinite(mean) and math.isfinite(deviation)):
             raise DataError(
                 "numbers are too large to standardise", field=self.column, found=f"mean {mean}", mend="clip the feature"

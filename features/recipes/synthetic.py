@@ -62,6 +62,9 @@ class SyntheticParams(Strict):
     """Exponent of the frequencies: the value of rank r comes about r ** -zipf as often."""
     base_rate: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Mean click probability."""
+    rare: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    """A value that takes this share of the rows keeps half of its effect, a rarer one less: what is hidden in
+    values seen a few times cannot be learnt by any model."""
     spread: Annotated[float, Field(gt=0, le=10)] = 1.4
     """Standard deviation of the logits: 1.4 puts the best reachable AUC near 0.80."""
 
@@ -173,8 +176,7 @@ def _raw_logit(params: SyntheticParams, events: _Events) -> np.ndarray:
         effect = scale * _effects(params.seed, name, events.ids[name])
         cdf = _zipf_cdf(size, params.zipf)
         share = np.diff(cdf, prepend=0.0)[events.ranks[name]]
-        # A value that takes one row in 5,000 keeps half of its effect.
-        effect *= share / (share + 2e-4)
+        effect *= share / (share + params.rare)
         total += np.where(events.country_missing, 0.3, effect) if name == "country" else effect
     pair = events.ids["country"] * params.fields["device"] + events.ids["device"]
     total += np.where(events.country_missing, 0.0, _PAIR_SCALE * _effects(params.seed, "country*device", pair))

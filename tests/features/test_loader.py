@@ -1,0 +1,141 @@
+"""The loader: every row once, in an order that seed and epoch decide, from any position, over any ranks."""
+
+import pytest
+import torch
+
+from features.batch import Batch
+from features.errors import ArtifactError, ConfigError
+from features.loader import Loader
+
+
+def weights(batches):
+    """The weight tells the rows of the test store apart."""
+    return [value for batch in batches for value in batch.weight.tolist()]
+
+
+def test_file_order_is_the_split(store):
+    loader = Loader(store, "train", 64)
+    batches = list(loader)
+    assert len(batches) == len(loader) == -(-store.rows("train") // 64)
+    assert {len(batch) for batch in batches[:-1]} == {64}
+    assert Batch.cat(batches).equal(store.read("train"))
+    assert loader.rows == store.rows("train")
+
+
+def test_an_epoch_is_a_permutation_of_whole_rows(store):
+    whole = store.read("train")
+    place = {weight: number for number, weight in enumerate(whole.weight.tolist())}
+    shuffled = Batch.cat(list(Loader(store, "train", 64, shuffle_seed=1)))
+    order = [place[weight] for weight in shuffled.weight.tolist()]
+    assert sorted(order) == list(range(len(whole)))
+    assert order != sorted(order)
+    assert shuffled.equal(whole.rows(order))
+
+
+def test_order_is_a_function_of_seed_and_epoch(store):
+    def order(seed, epoch):
+        loader = Loader(store, "train", 64, shuffle_seed=seed)
+        loader.set_epoch(epoch)
+        return weights(loader)
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 3) == order(1, 3)
+    different = [order(1, 0), order(1, 1), order(2, 0), order(2, 1)]
+    assert all(a != b for place, a in enumerate(different) for b in different[:place])
+
+
+def test_rows_do_not_depend_on_what_was_iterated_before(store):
+    loader = Loader(store, "train", 64, shuffle_seed=1)
+    first = weights(loader)
+    loader.set_epoch(1)
+    list(loader)
+    loader.set_epoch(0)
+    assert weights(loader) == first
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_resume_at_every_position(store, seed):
+    loader = Loader(store, "train", 100, shuffle_seed=seed)
+    loader.set_epoch(2)
+    batches, states = [], [loader.state_dict()]
+    for batch in loader:
+        batches.append(batch)
+        states.append(loader.state_dict())
+    assert states[0] == {"epoch": 2, "batch": 0}
+    assert states[-1] == {"epoch": 2, "batch": len(loader)}
+    for done, state in enumerate(states):
+        fresh = Loader(store, "train", 100, shuffle_seed=seed)
+        fresh.load_state_dict(state)
+        rest = list(fresh)
+        assert len(rest) == len(batches) - done
+        assert all(a.equal(b) for a, b in zip(rest, batches[done:], strict=True))
+
+
+def test_iterating_again_starts_the_epoch_again(store):
+    loader = Loader(store, "valid", 32)
+    assert weights(loader) == weights(loader)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_ranks_are_disjoint_and_together_everything(store, world, seed):
+    loaders = [Loader(store, "train", 30, shuffle_seed=seed, rank=rank, world_size=world) for rank in range(world)]
+    assert len({len(loader) for loader in loaders}) == 1
+    parts = [[weights([batch]) for batch in loader] for loader in loaders]
+    assert len({len(part) for part in parts}) == 1
+    every = [weight for part in parts for batch in part for weight in batch]
+    assert len(set(every)) == len(every)
+    left_out = store.rows("train") - len(every)
+    assert 0 <= left_out < world
+    # The ranks' batches of one step side by side are one batch of a single process.
+    single = [weights([batch]) for batch in Loader(store, "train", 30 * world, shuffle_seed=seed)]
+    together = [[weight for batch in step for weight in batch] for step in zip(*parts, strict=True)]
+    assert together[:-1] == single[: len(together) - 1]
+
+
+def test_drop_last(store):
+    rows = store.rows("train")
+    loader = Loader(store, "train", 64, drop_last=True)
+    assert len(loader) == rows // 64
+    assert {len(batch) for batch in loader} == {64}
+
+
+def test_batches_are_copies(store):
+    for seed in (None, 1):
+        batch = next(iter(Loader(store, "train", 64, shuffle_seed=seed)))
+        for tensor in (batch.ids, batch.dense, batch.bag_values, batch.bag_lengths, batch.labels):
+            tensor.zero_()
+    assert store.read("train").ids.any()
+
+
+def test_batches_may_span_shards(store):
+    sizes = [len(batch) for batch in Loader(store, "train", 500, shuffle_seed=0)]
+    assert sizes == [500, store.rows("train") - 500]
+    assert len(store.shard_rows("train")) > 2
+
+
+def test_types(store):
+    batch = next(iter(Loader(store, "train", 8, shuffle_seed=1)))
+    assert batch.ids.dtype == batch.bag_values.dtype == batch.bag_lengths.dtype == torch.int64
+    assert batch.group.dtype == batch.time.dtype == torch.int64
+    assert batch.dense.dtype == batch.labels.dtype == batch.weight.dtype == batch.reference.dtype == torch.float32
+    assert batch.labels.shape == (8, 2)
+    assert batch.vectors.shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch size"),
+        ({"batch_size": 8, "rank": 2, "world_size": 2}, "rank"),
+        ({"batch_size": 5000, "drop_last": True}, "too few rows"),
+    ],
+)
+def test_sizes_that_make_no_sense(store, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        Loader(store, "train", **arguments)
+
+
+def test_a_position_outside_is_refused(store):
+    with pytest.raises(ArtifactError, match="position"):
+        Loader(store, "train", 64).load_state_dict({"epoch": 0, "batch": 10_000})
