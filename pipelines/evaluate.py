@@ -12,7 +12,7 @@ from features.loader import Loader
 from features.store import Store
 from pipelines.config import ExperimentConfig, Gate
 from pipelines.console import Console, bytes_text, text_of
-from pipelines.prepare import open_store
+from pipelines.prepare import dropped_of, open_store
 from pipelines.workspace import Run, trained_run, write_bytes
 from recsys.evaluation.metrics import evaluate as metrics_of
 from recsys.evaluation.plots import Picture, pictures_of
@@ -212,7 +212,7 @@ def _report(
         {"what": "rows", "value": ", ".join(f"{s} {store.rows(s):,}" for s in ("train", "valid", "test"))},
         {
             "what": "rows dropped",
-            "value": ", ".join(f"{k} {v:,}" for k, v in store.manifest["dropped"].items()) or "none",
+            "value": ", ".join(f"{k} {v:,}" for k, v in dropped_of(store).items()) or "none",
         },
         {"what": "manifest", "value": store.digest},
         {"what": "spec", "value": config.spec.digest()},

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console, bytes_text
-from pipelines.prepare import open_store
+from pipelines.prepare import dropped_of, open_store
 from pipelines.workspace import runs_of
 
 
@@ -19,7 +19,6 @@ def inspect(config: ExperimentConfig, console: Console) -> dict[str, Any]:
         frequent), runs.
     """
     store = open_store(config)
-    manifest = store.manifest
     rows = {split: store.rows(split) for split in ("train", "valid", "test")}
     console.table("prepared data", [{"split": split, "rows": count} for split, count in rows.items()])
     features = []
@@ -34,8 +33,8 @@ def inspect(config: ExperimentConfig, console: Console) -> dict[str, Any]:
         "store": str(config.store_folder),
         "digest": store.digest,
         "rows": rows,
-        "label_means": manifest["label_means"],
-        "dropped": manifest["dropped"],
+        "label_means": store.manifest["label_means"],
+        "dropped": dropped_of(store),
         "features": features,
         "runs": runs,
     }

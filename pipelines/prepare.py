@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
     Raises:
         RecsysError: The data or the spec is wrong; what was prepared before stays as it was.
     """
-    folder, source = config.store_folder, source_of(config.data)
+    folder = config.store_folder
     reason = _why_not(config)
     started = time.perf_counter()
     if reason is None:
@@ -40,12 +41,13 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
                 config.data.split,
                 folder,
                 shard_rows=config.data.shard_rows,
-                source=source,
+                source={**source_of(config.data), "provenance": _provenance(config.data)},
                 progress=task.update,
             )
     rows = {split: store.rows(split) for split in ("train", "valid", "test")}
-    dropped = store.manifest["dropped"]
-    console.note("data: " + ", ".join(f"{split} {count:,} rows" for split, count in rows.items()))
+    dropped = dropped_of(store)
+    counts = [f"{split} {count:,} rows" for split, count in rows.items()]
+    console.note("data: " + ", ".join([*counts, *(f"{count:,} dropped: {why}" for why, count in dropped.items())]))
     return {
         "store": str(folder),
         "reused": reason is None,
@@ -64,8 +66,8 @@ def open_store(config: ExperimentConfig) -> Store:
     """
     store = Store.open(config.store_folder, spec=config.spec)
     prepared, wanted = store.manifest["source"], source_of(config.data)
-    if prepared != wanted:
-        keys = [key for key in wanted if prepared.get(key) != wanted[key]]
+    keys = [key for key in wanted if prepared.get(key) != wanted[key]]
+    if keys:
         raise ArtifactError(
             "the data was prepared from another source or with another split",
             field=str(config.store_folder),
@@ -74,6 +76,11 @@ def open_store(config: ExperimentConfig) -> Store:
             mend="run `recsys prepare` again",
         )
     return store
+
+
+def dropped_of(store: Store) -> dict[str, int]:
+    """Rows left out and why, by the recipe and by the split."""
+    return {**store.manifest["source"]["provenance"]["dropped"], **store.manifest["dropped"]}
 
 
 def events_of(data: DataConfig) -> pl.LazyFrame:
@@ -124,14 +131,13 @@ def source_of(data: DataConfig) -> dict[str, Any]:
 
 def _sizes(pattern: str) -> dict[str, list[int]]:
     """Size and time of change of the files behind a path or glob: enough to see that they changed."""
-    path = Path(pattern)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    elif path.exists():
-        files = [path]
-    else:
-        files = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) if pattern else []
+    files = sorted(Path(name) for name in glob.glob(pattern))
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def _provenance(data: DataConfig) -> dict[str, Any]:
+    """What the recipe says about its rows, for the manifest."""
+    return recipe_named(data.recipe).provenance(data.folder, **data.params) if data.recipe else {"dropped": {}}
 
 
 def _why_not(config: ExperimentConfig) -> str | None:
