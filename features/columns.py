@@ -56,7 +56,9 @@ def record_batch(frame: pl.DataFrame, types: dict[str, pa.DataType]) -> pa.Recor
         if pa.types.is_fixed_size_list(kind):
             array = pa.FixedSizeListArray.from_arrays(_bare(array.flatten()), type=kind)
         elif pa.types.is_large_list(kind):
-            array = pa.LargeListArray.from_arrays(_bare(array.offsets), _bare(array.flatten()), type=kind)
+            # A slice keeps the offsets of the whole; its values do not.
+            offsets = array.offsets.to_numpy()
+            array = pa.LargeListArray.from_arrays(pa.array(offsets - offsets[0]), _bare(array.flatten()), type=kind)
         else:
             array = _bare(array)
         arrays.append(array)
