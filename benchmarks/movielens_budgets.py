@@ -26,7 +26,7 @@ from features.spec import FeatureSpec
 from features.splits import RandomSplit
 from features.store import Store, build_store
 from features.validation import validate
-from recsys.embeddings import EmbeddingConfig, TableOptimizer, plan_embedding
+from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.evaluation import evaluate
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, predict
@@ -93,7 +93,7 @@ def train_arm(arm: str, budget: str | None, seed: int, folder: str, quick: bool)
     config = embedding(arm, BUDGETS[budget] if budget else None, sum(small) + len(small), seed)
     plan = plan_embedding(store.layout, config, counts)
     train = TrainConfig.model_validate(TRAIN | ({"epochs": 2, "batch_size": 1024} if quick else {}))
-    model = CTRModel(store.layout, plan, MODEL, seed=seed, optimizer=TableOptimizer(train.table_optimizer))
+    model = CTRModel(store.layout, plan, MODEL, seed=seed, optimizer=train.optimizer_of_table)
     with tempfile.TemporaryDirectory() as checkpoints:
         trainer = Trainer(model, train, seed=seed, folder=Path(checkpoints))
         result = trainer.fit(
@@ -142,8 +142,8 @@ def measure(settings: Settings) -> Outcome:
     table = [_summary(arm, budget, runs) for arm, budget in arms]
     for line in table:
         settings.log(
-            f"{line['arm']:14} {line['budget'] or 'a row a value':14} AUC {line['auc_mean']:.4f} +- {line['auc_std']:.4f}"
-            f"  logloss {line['logloss_mean']:.4f}  {line['row_bytes']:,} bytes of rows"
+            f"{line['arm']:13} {line['budget'] or 'a row a value':13} AUC {line['auc_mean']:.4f} +- "
+            f"{line['auc_std']:.4f}  logloss {line['logloss_mean']:.4f}  {line['row_bytes']:,} bytes of rows"
         )
     means = {(line["arm"], line["budget"]): line["auc_mean"] for line in table}
     bars = [

@@ -14,7 +14,7 @@ from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
 from pipelines.tracking import MlflowListener, begin
 from pipelines.workspace import Run, new_run, runs_of
-from recsys.embeddings import TableOptimizer, plan_embedding
+from recsys.embeddings import plan_embedding
 from recsys.models import CTRModel
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
@@ -103,7 +103,7 @@ def build_model(config: ExperimentConfig, store: Store) -> CTRModel:
         plan,
         config.model,
         seed=config.seed,
-        optimizer=TableOptimizer(config.train.table_optimizer),
+        optimizer=config.train.optimizer_of_table,
         kernel=config.embedding.kernel,
     )
 

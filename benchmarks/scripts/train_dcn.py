@@ -13,7 +13,7 @@ import torch
 
 from features.loader import Loader
 from features.store import Store
-from recsys.embeddings import EmbeddingConfig, TableOptimizer, plan_embedding
+from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, TrainResult
 
@@ -64,7 +64,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         batch_size=request["batch_size"], epochs=request["epochs"], threads=request["threads"], log_steps=steps
     )
     plan = plan_embedding(store.layout, embedding, store.id_counts("train"))
-    model = CTRModel(store.layout, plan, network, seed=0, optimizer=TableOptimizer(config.table_optimizer))
+    model = CTRModel(store.layout, plan, network, seed=0, optimizer=config.optimizer_of_table)
     clock = Clock(steps)
     train = _First(Loader(store, "train", config.batch_size, shuffle_seed=0), steps)
     with tempfile.TemporaryDirectory(prefix="recsys-benchmark-") as folder:

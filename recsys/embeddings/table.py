@@ -34,6 +34,8 @@ class TableOptimizer:
     eps: float = 1e-8
     beta1: float = 0.9
     beta2: float = 0.999
+    l2: float = 0.0
+    """Pull towards 0: `l2 * w` is added to the gradient of every row touched, once a step."""
 
 
 class Table(nn.Module, ABC):
@@ -141,6 +143,8 @@ class TorchTable(Table):
         if scale != 1.0:
             grad = grad * scale
         old = self.weight.index_select(0, rows)
+        if self.optimizer.l2:
+            grad = torch.add(grad, old, alpha=self.optimizer.l2)
         new = old - self._direction(rows, grad, learning_rate)
         index = rows.to(torch.int64)
         self.weight.index_copy_(0, index, new)
@@ -192,6 +196,13 @@ class FbgemmTable(Table):
                 found="adam",
                 expected="rowwise_adagrad or sgd",
                 mend="change the optimizer, or set embedding.kernel to torch",
+            )
+        if optimizer.l2:
+            raise ConfigError(
+                "the fbgemm kernel has no such pull towards 0",
+                field="train.table_l2",
+                found=optimizer.l2,
+                mend="leave it out, or set embedding.kernel to torch",
             )
         self._tbe = _table_batched_embedding(rows, width, optimizer, device)
 

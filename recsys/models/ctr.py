@@ -22,8 +22,8 @@ from recsys.models.mlp import MLP
 class CTRModel(nn.Module):
     """A click-through-rate model.
 
-    The cross network (if any) and the feed-forward network run side by side on the concatenated input; the head
-    is linear, one logit a task.
+    The cross network (if any) and the feed-forward network run side by side on the concatenated input, or one after
+    the other; the head is linear, one logit a task.
 
     Args:
         layout: the encoded features.
@@ -56,7 +56,6 @@ class CTRModel(nn.Module):
                 found="every feature dropped",
                 mend="give some feature a chunk, or add a number feature",
             )
-        self._stacked = config.structure == "stacked" and config.interaction != "mlp" and bool(config.hidden)
         generator = torch.Generator().manual_seed(seed)
         self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
         self.embedding.table.initialise(plan.init_scale, generator)
@@ -69,10 +68,10 @@ class CTRModel(nn.Module):
                 self.cross = MatrixCross(inputs, config.cross_layers, config.low_rank)
             # without a cross network an empty feed-forward network passes the input on: logistic regression
             self.deep = MLP(inputs, config.hidden, config.dropout) if config.hidden or self.cross is None else None
-            if self._stacked:
-                width = self.deep.output_width  # type: ignore[union-attr]
-            else:
-                width = (inputs if self.cross is not None else 0) + (self.deep.output_width if self.deep else 0)
+            stacked = config.structure == "stacked" and self.deep is not None
+            width = (inputs if self.cross is not None and not stacked else 0) + (
+                self.deep.output_width if self.deep is not None else 0
+            )
             self.head = nn.Linear(width, max(len(layout.label_names), 1))
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor, dense: Tensor, vectors: Tensor) -> Tensor:
@@ -91,9 +90,15 @@ class CTRModel(nn.Module):
         parts = [self.embedding(ids, bag_values, bag_lengths)] if self.plan.lookups else []
         parts += [part for part in (dense, vectors) if part.shape[1]]
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        if self._stacked:
-            return self.head(self.deep(self.cross(x)))
-        streams = [stream(x) for stream in (self.cross, self.deep) if stream is not None]
+        streams: list[Tensor] = []
+        if self.cross is not None:
+            crossed = self.cross(x)
+            if self.config.structure == "stacked" and self.deep is not None:
+                x = crossed
+            else:
+                streams.append(crossed)
+        if self.deep is not None:
+            streams.append(self.deep(x))
         logits: Tensor = self.head(torch.cat(streams, 1) if len(streams) > 1 else streams[0])
         return logits
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from features.validation import Strict
-from recsys.embeddings.table import OptimizerName
+from recsys.embeddings.table import OptimizerName, TableOptimizer
 
 
 class TrainConfig(Strict):
@@ -23,6 +23,8 @@ class TrainConfig(Strict):
     """rowwise_adagrad: one state a row; adam: on the rows touched, two states a float; sgd."""
     table_learning_rate: float = Field(0.05, gt=0)
     """The table's rate."""
+    table_l2: float = Field(0.0, ge=0)
+    """Pull of the table's rows towards 0 whenever they are touched, added to their gradient."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How both rates fall to 0 over `epochs`."""
     warmup_steps: int = Field(0, ge=0)
@@ -43,3 +45,8 @@ class TrainConfig(Strict):
     """Steps between reports of the training loss."""
     threads: int | None = Field(None, ge=1)
     """Threads torch computes with; its own choice when left out."""
+
+    @property
+    def optimizer_of_table(self) -> TableOptimizer:
+        """The table's optimizer, for the model that is to be trained."""
+        return TableOptimizer(self.table_optimizer, l2=self.table_l2)

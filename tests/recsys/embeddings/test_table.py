@@ -69,11 +69,14 @@ def test_sgd_equals_the_dense_formula() -> None:
     torch.testing.assert_close(run(table), expected)
 
 
-def test_rowwise_adagrad_equals_the_dense_formula() -> None:
-    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer("rowwise_adagrad", eps=1e-8)))
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+def test_rowwise_adagrad_equals_the_dense_formula(l2: float) -> None:
+    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer("rowwise_adagrad", eps=1e-8, l2=l2)))
     expected, momentum = table.weights().clone(), torch.zeros(ROWS)
     for rows, target in batches(5):
         gradient = dense_gradient(rows, target)
+        touched = rows.long().unique()
+        gradient[touched] += l2 * expected[touched]
         momentum += gradient.square().mean(1)
         expected -= 0.1 * gradient / (momentum.sqrt() + 1e-8).unsqueeze(1)
     torch.testing.assert_close(run(table), expected)
@@ -145,8 +148,9 @@ def test_bits_do_not_depend_on_the_number_of_threads(optimizer: str) -> None:
 @needs_fbgemm
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_fbgemm_agrees_with_torch(optimizer: str) -> None:
-    ours = filled(TorchTable(ROWS, WIDTH, TableOptimizer(optimizer)))  # type: ignore[arg-type]
-    theirs = filled(FbgemmTable(ROWS, WIDTH, TableOptimizer(optimizer)))  # type: ignore[arg-type]
+    settings = TableOptimizer(optimizer)  # type: ignore[arg-type]
+    ours = filled(TorchTable(ROWS, WIDTH, settings))
+    theirs = filled(FbgemmTable(ROWS, WIDTH, settings))
     rows = batches(1)[0][0]
     assert torch.equal(ours.weights(), theirs.weights())
     assert torch.equal(ours(rows).detach(), theirs(rows).detach())
@@ -162,6 +166,8 @@ def test_fbgemm_says_what_it_cannot_do() -> None:
         FbgemmTable(ROWS, WIDTH, TableOptimizer("adam"))
     with pytest.raises(ConfigError, match="multiple of 4"):
         FbgemmTable(ROWS, 30, TableOptimizer())
+    with pytest.raises(ConfigError, match="no such pull towards 0"):
+        FbgemmTable(ROWS, WIDTH, TableOptimizer(l2=0.1))
 
 
 def test_row_average_equals_the_average_of_the_whole_table() -> None:

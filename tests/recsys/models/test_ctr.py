@@ -75,6 +75,14 @@ def test_logits_have_a_column_a_task_and_rows_do_not_mix(interaction: str) -> No
     torch.testing.assert_close(logits, alone)
 
 
+def test_stacked_feeds_the_cross_network_into_the_deep_one() -> None:
+    model, data = build(structure="stacked").eval(), batch()
+    x = torch.cat([model.embedding(data.ids, data.bag_values, data.bag_lengths), data.dense, data.vectors], 1)
+    assert model.cross is not None
+    assert model.deep is not None
+    torch.testing.assert_close(model.logits(data), model.head(model.deep(model.cross(x))))
+
+
 def test_an_mlp_without_hidden_layers_is_logistic_regression() -> None:
     model, data = build(interaction="mlp", hidden=[]).eval(), batch()
     x = torch.cat([model.embedding(data.ids, data.bag_values, data.bag_lengths), data.dense, data.vectors], 1)

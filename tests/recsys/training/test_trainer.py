@@ -112,7 +112,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_checkpoints(store_fol
 
 def test_training_learns_and_keeps_the_best_epoch(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
-    model, config = training_job.build(store, epochs=60, patience=3, ema=None, table_learning_rate=0.05, schedule="constant")
+    settings = {"epochs": 60, "patience": 3, "ema": None, "table_learning_rate": 0.05, "schedule": "constant"}
+    model, config = training_job.build(store, **settings)
     train, valid = training_job.loaders(store, config)
     result = Trainer(model, config, seed=3, folder=tmp_path).fit(train, valid)
     aucs = [epoch["valid/auc"] for epoch in result.history]

@@ -11,7 +11,7 @@ from pathlib import Path
 from features.errors import RecsysError
 from features.loader import Loader
 from features.store import Store
-from recsys.embeddings import EmbeddingConfig, TableOptimizer, plan_embedding
+from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, TrainResult
 
@@ -22,6 +22,7 @@ TRAIN = {
     "epochs": 3,
     "table_optimizer": "adam",
     "table_learning_rate": 0.01,
+    "table_l2": 1e-3,
     "ema": 0.9,
     "clip_norm": 1.0,
     "schedule": "cosine",
@@ -52,8 +53,8 @@ def build(store: Store, **train: object) -> tuple[CTRModel, TrainConfig]:
     """The job's model and training config, with some of its settings replaced."""
     config = TrainConfig.model_validate({**TRAIN, **train})
     plan = plan_embedding(store.layout, EmbeddingConfig.model_validate(EMBEDDING), store.id_counts("train"))
-    optimizer = TableOptimizer(config.table_optimizer)
-    return CTRModel(store.layout, plan, ModelConfig.model_validate(MODEL), seed=1, optimizer=optimizer), config
+    network = ModelConfig.model_validate(MODEL)
+    return CTRModel(store.layout, plan, network, seed=1, optimizer=config.optimizer_of_table), config
 
 
 def loaders(store: Store, config: TrainConfig) -> tuple[Loader, Loader]:
