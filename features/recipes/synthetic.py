@@ -58,7 +58,7 @@ class SyntheticParams(Strict):
     """Fields whose values are replaced by new ones over time."""
     drift: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of a drifting field's values that is replaced a day."""
-    zipf: Annotated[float, Field(ge=0.5, le=3)] = 1.15
+    zipf: Annotated[float, Field(ge=0.5, le=3)] = 1.2
     """Exponent of the frequencies: the value of rank r comes about r ** -zipf as often."""
     base_rate: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Mean click probability."""

@@ -183,19 +183,18 @@ def test_synthetic_is_deterministic(synthetic):
 
 def test_synthetic_golden(synthetic):
     row = synthetic.row(0, named=True)
-    assert {
-        name: row[name] for name in ("country", "device", "publisher_id", "ad_id", "user_id", "tags", "age", "click")
-    } == {
+    expected = {
         "country": "c1",
         "device": "d0",
-        "publisher_id": 285,
-        "ad_id": 286,
-        "user_id": 1,
-        "tags": ["t3"],
+        "publisher_id": 226,
+        "ad_id": 149,
+        "user_id": 0,
+        "tags": ["t2"],
         "age": 43,
         "click": 1,
     }
-    assert synthetic["p_true"][0] == pytest.approx(0.14719769713290293)
+    assert {name: row[name] for name in expected} == expected
+    assert row["p_true"] == pytest.approx(0.256801955209295)
 
 
 def test_synthetic_clicks_are_drawn_with_p_true(synthetic):
@@ -241,7 +240,7 @@ def test_synthetic_ids_drift(synthetic):
 
 def test_synthetic_frequencies_follow_zipf(synthetic):
     counts = synthetic["user_id"].value_counts(sort=True)["count"]
-    assert counts[0] / counts[9] == pytest.approx(10**1.15, rel=0.1)
+    assert counts[0] / counts[9] == pytest.approx(10**1.2, rel=0.1)
 
 
 def test_synthetic_truth_does_not_depend_on_the_number_of_rows():
