@@ -16,6 +16,7 @@ from recsys.embeddings.table import TableOptimizer
 from recsys.models.config import ModelConfig
 from recsys.models.dcn import VectorCross
 from recsys.models.dcnv2 import MatrixCross
+from recsys.models.linear import Linear
 from recsys.models.mlp import MLP
 
 
@@ -72,7 +73,7 @@ class CTRModel(nn.Module):
             width = (inputs if self.cross is not None and not stacked else 0) + (
                 self.deep.output_width if self.deep is not None else 0
             )
-            self.head = nn.Linear(width, max(len(layout.label_names), 1))
+            self.head = Linear(width, max(len(layout.label_names), 1))
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor, dense: Tensor, vectors: Tensor) -> Tensor:
         """The logits of a batch, from the tensors of `features.batch.Batch`.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recsys.models.linear import Linear
+
 
 class VectorCross(nn.Module):
     """`x_{l+1} = x_0 * (w_l . x_l) + b_l + x_l`.
@@ -16,7 +18,7 @@ class VectorCross(nn.Module):
 
     def __init__(self, inputs: int, layers: int) -> None:
         super().__init__()
-        self.weights = nn.ModuleList(nn.Linear(inputs, 1, bias=False) for _ in range(layers))
+        self.weights = nn.ModuleList(Linear(inputs, 1, bias=False) for _ in range(layers))
         self.biases = nn.ParameterList(torch.zeros(inputs) for _ in range(layers))
         self.output_width = inputs
 
@@ -24,5 +26,5 @@ class VectorCross(nn.Module):
         """[B, I] -> [B, I]."""
         out = x
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            out = torch.addcmul(out, x, weight(out)) + bias
+            out = x * weight(out) + bias + out
         return out

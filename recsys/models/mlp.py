@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from recsys.models.linear import Linear
+
 
 class MLP(nn.Module):
     """Linear, ReLU and dropout, once a hidden layer.
@@ -21,7 +23,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         width = inputs
         for units in hidden:
-            layers += [nn.Linear(width, units), nn.ReLU()]
+            layers += [Linear(width, units), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
             width = units

@@ -21,6 +21,7 @@ from recsys.tensorfile import read_tensors, write_tensors
 from recsys.training.average import ModelAverage
 from recsys.training.config import TrainConfig
 from recsys.training.listener import TrainingListener
+from recsys.training.memory import keep_freed_memory
 from recsys.training.prediction import predict
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Trainer:
         """
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
+        keep_freed_memory()
         torch.manual_seed(self.seed)
         for unfinished in self.folder.glob(".*.tmp"):
             unfinished.unlink()

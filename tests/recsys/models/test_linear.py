@@ -1,0 +1,48 @@
+"""oneDNN's products against torch's own, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recsys.models import linear
+from recsys.models.linear import Linear
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 16), (128, 180, 192), (1000, 429, 256)])
+def test_onednn_equals_torch(shape: tuple[int, int, int], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, inputs, outputs = shape
+    layer = Linear(inputs, outputs, bias=bias)
+    x = torch.randn(rows, inputs, requires_grad=True)
+    target = torch.randn(rows, outputs)
+    results = []
+    for pays in (False, True):
+        monkeypatch.setattr(linear, "onednn_pays", lambda p=pays: p)
+        layer.zero_grad()
+        x.grad = None
+        out = layer(x)
+        assert (out.grad_fn.name() == "_OnednnLinearBackward") is pays
+        (out * target).sum().backward()
+        results.append([out.detach(), x.grad, *(p.grad for p in layer.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+@needs_onednn
+def test_onednn_is_exact_to_fp32() -> None:
+    """No bf16 or tf32 hides in it: the error against float64 is that of fp32 sums."""
+    x, weight = torch.randn(256, 429), torch.randn(256, 429)
+    exact = x.double() @ weight.double().T
+    assert float((linear._product(x, weight) - exact).abs().max() / exact.abs().max()) < 3e-6
+
+
+def test_evaluation_uses_torchs_own_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "onednn_pays", lambda: True)
+    layer, x = Linear(32, 32), torch.randn(4, 32)
+    with torch.no_grad():
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+    assert torch.equal(layer.eval()(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
