@@ -54,15 +54,17 @@ SPEC = {
 }
 MODEL = ModelConfig(interaction="dcnv2", cross_layers=1, hidden=(192,))
 TRAIN: dict[str, Any] = {
-    "batch_size": 128,
-    "epochs": 15,
+    "batch_size": 512,
+    "epochs": 20,
     "patience": 2,
     "learning_rate": 1e-3,
     "table_optimizer": "adam",
-    "table_learning_rate": 1e-3,
-    "ema": 0.9995,
+    "table_learning_rate": 2e-3,
+    "table_l2": 1e-3,
+    "ema": 0.999,
     "threads": 1,
 }
+"""The same for every arm."""
 
 
 def embedding(arm: str, bytes_: int | None, exact_rows: int, seed: int) -> EmbeddingConfig:

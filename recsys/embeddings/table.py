@@ -233,16 +233,17 @@ class RowAverage:
     """Exponential moving average of a table, brought up to date only on the rows touched.
 
     Between two updates a row is constant, so the average of the steps between has a closed form and the result
-    equals the average taken over the whole table at every step.
+    equals the average taken over the whole table at every step.  The sum starts at 0 and is divided by the weight it
+    has gathered, so that the initial weights have no part in it.
 
     Args:
-        weights: the [rows, width] table; the average starts as its copy.
+        weights: the [rows, width] table.
         decay: share of the average kept a step.
     """
 
     def __init__(self, weights: Tensor, decay: float) -> None:
         self.decay = decay
-        self.mean = weights.clone()
+        self.mean = torch.zeros_like(weights)
         self.last = torch.zeros(len(weights), dtype=torch.int32)
         self.steps = torch.zeros((), dtype=torch.int32)
 
@@ -258,8 +259,10 @@ class RowAverage:
         self.last.index_fill_(0, index, int(self.steps))
 
     def materialise(self, weights: Tensor) -> Tensor:
-        """The average of the whole table as of the last step, [rows, width]."""
-        return self._caught_up(self.mean, weights, self.last, 0)
+        """The average of the whole table as of the last step, [rows, width]; the weights if there was none."""
+        if not self.steps:
+            return weights.clone()
+        return self._caught_up(self.mean, weights, self.last, 0) / (1 - self.decay ** int(self.steps))
 
     def _caught_up(self, mean: Tensor, weights: Tensor, last: Tensor, before: int) -> Tensor:
         missed = (self.steps - before - last).to(torch.float32)

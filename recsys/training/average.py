@@ -15,6 +15,9 @@ from recsys.models.ctr import CTRModel
 class ModelAverage:
     """The average of a model's weights over its steps (Polyak and Juditsky 1992, exponentially weighted).
 
+    As in Adam, sums start at 0 and are divided by `1 - decay ** steps`: the initial weights have no part in it, so
+    that a short run is averaged as truly as a long one.
+
     Args:
         model: averaged; its table tells the average which rows moved.
         decay: share kept a step.
@@ -23,13 +26,15 @@ class ModelAverage:
     def __init__(self, model: CTRModel, decay: float) -> None:
         self.decay = decay
         self._model = model
-        self._network = {name: p.detach().clone() for name, p in model.dense_parameters().items()}
+        self._network = {name: torch.zeros_like(p, requires_grad=False) for name, p in model.dense_parameters().items()}
+        self._steps = torch.zeros((), dtype=torch.int32)
         table = model.embedding.table
         self._rows = table.average = RowAverage(table.weights(), decay)
 
     def state(self) -> dict[str, Tensor]:
         """The live state tensors by name."""
         return {
+            "steps": self._steps,
             **{f"network.{name}": t for name, t in self._network.items()},
             **{f"table.{name}": t for name, t in self._rows.state().items()},
         }
@@ -37,6 +42,7 @@ class ModelAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Takes in the network after a step (the table has told of its own)."""
+        self._steps += 1
         parameters = [p.detach() for p in self._model.dense_parameters().values()]
         torch._foreach_lerp_(list(self._network.values()), parameters, 1 - self.decay)
 
@@ -45,7 +51,8 @@ class ModelAverage:
         """Within, the model holds the averaged weights; after, its own again."""
         own = {name: t.clone() for name, t in self._model.tensors().items()}
         averaged = dict(own)
-        averaged.update({f"network.{name}": t for name, t in self._network.items()})
+        gathered = 1 - self.decay ** int(self._steps)
+        averaged.update({f"network.{name}": t / gathered for name, t in self._network.items()})
         averaged["table"] = self._rows.materialise(own["table"])
         self._model.load_tensors(averaged)
         try:
