@@ -55,7 +55,7 @@ SPEC = {
 MODEL = ModelConfig(interaction="dcnv2", cross_layers=1, hidden=(192,))
 TRAIN: dict[str, Any] = {
     "batch_size": 512,
-    "epochs": 20,
+    "epochs": 15,
     "patience": 2,
     "learning_rate": 1e-3,
     "table_optimizer": "adam",

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from features.errors import ArtifactError, ConfigError, list_names, nearest
+from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
 from features.recipes import RECIPES
 from features.sources import scan
 from features.store import Store, build_store
@@ -41,7 +41,11 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
                 config.data.split,
                 folder,
                 shard_rows=config.data.shard_rows,
-                source={**source_of(config.data), "provenance": _provenance(config.data)},
+                source={
+                    **source_of(config.data),
+                    "files": _files_of(config.data),
+                    "provenance": _provenance(config.data),
+                },
                 progress=task.update,
             )
     rows = {split: store.rows(split) for split in ("train", "valid", "test")}
@@ -59,14 +63,17 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
 
 
 def open_store(config: ExperimentConfig) -> Store:
-    """The prepared data of an experiment.
+    """The prepared data of an experiment. The raw files need not be there any more; if they are, they count.
 
     Raises:
-        ArtifactError: There is none, or it was prepared with another spec, source or split.
+        ArtifactError: There is none, or it was prepared with another spec, source or split, or from other files.
     """
     store = Store.open(config.store_folder, spec=config.spec)
     prepared, wanted = store.manifest["source"], source_of(config.data)
     keys = [key for key in wanted if prepared.get(key) != wanted[key]]
+    files = _files_of(config.data)
+    if files and files != prepared["files"]:
+        keys.append("the raw files")
     if keys:
         raise ArtifactError(
             "the data was prepared from another source or with another split",
@@ -115,24 +122,26 @@ def recipe_named(name: str) -> Any:
 
 def source_of(data: DataConfig) -> dict[str, Any]:
     """What decides the rows of a store, for its manifest: where they come from, and how they are split."""
-    described: dict[str, Any] = {
+    return {
         "recipe": data.recipe,
         "params": data.params,
         "source": data.source,
         "folder": str(data.folder) if data.folder else None,
         "split": data.split.model_dump(mode="json"),
         "shard_rows": data.shard_rows,
-        "files": {},
     }
-    if data.source is not None:
-        described["files"] = _sizes(data.source)
-    return described
 
 
-def _sizes(pattern: str) -> dict[str, list[int]]:
-    """Size and time of change of the files behind a path or glob: enough to see that they changed."""
-    files = sorted(Path(name) for name in glob.glob(pattern))
-    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+def _files_of(data: DataConfig) -> dict[str, list[int]]:
+    """Size and time of change of every raw file, enough to see that one changed; empty if they are not there."""
+    try:
+        if data.source is not None:
+            files = [Path(name) for name in glob.glob(data.source)]
+        else:
+            files = recipe_named(data.recipe or "").files(data.folder, **data.params)
+    except DataError:
+        files = []
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
 
 
 def _provenance(data: DataConfig) -> dict[str, Any]:

@@ -41,6 +41,14 @@ class Recipe(Protocol):
         """
         ...
 
+    def files(self, folder: Path | None = None, **params: Any) -> list[Path]:
+        """Returns the files that `load` reads; none for generated events.
+
+        Raises:
+            DataError: One is not there.
+        """
+        ...
+
     def provenance(self, folder: Path | None = None, **params: Any) -> dict[str, Any]:
         """Returns where the rows come from and how many were left out and why, for the manifest; plain JSON."""
         ...

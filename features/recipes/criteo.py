@@ -52,9 +52,7 @@ class Criteo:
 
     def load(self, folder: Path | None = None, **params: Any) -> pl.LazyFrame:
         """Returns label, I1 to I13, C1 to C26 and `row`, the place in time; the Parquet form keeps its part too."""
-        chosen = validate(CriteoParams, params, where="params")
-        folder = find_data("criteo-kaggle", _HOW_TO_GET) if folder is None else Path(folder)
-        path = require_file(folder, [*_OFFICIAL, _SHARED[chosen.part]], _HOW_TO_GET)
+        (path,) = self.files(folder, **params)
         if path.suffix == ".parquet":
             frame = scan(path)
             schema = schema_of(frame)
@@ -81,6 +79,12 @@ class Criteo:
                 mend=_HOW_TO_GET,
             ) from error
         return frame.with_row_index("row").select("label", *INTEGERS, *CATEGORIES, pl.col("row").cast(pl.Int64))
+
+    def files(self, folder: Path | None = None, **params: Any) -> list[Path]:
+        """Returns the one file."""
+        chosen = validate(CriteoParams, params, where="params")
+        folder = find_data("criteo-kaggle", _HOW_TO_GET) if folder is None else Path(folder)
+        return [require_file(folder, [*_OFFICIAL, _SHARED[chosen.part]], _HOW_TO_GET)]
 
     def provenance(self, folder: Path | None = None, **params: Any) -> dict[str, Any]:
         """Says which part was read; no row is left out."""

@@ -54,12 +54,11 @@ class MovieLens1M:
         it is not known exactly) and seq_pos, the place of the rating in the history of its user.
         """
         chosen = validate(MovieLensParams, params, where="params")
-        folder = find_data("movielens-1m", _HOW_TO_GET) if folder is None else Path(folder)
-        users = _read_users(require_file(folder, ["users.dat"], _HOW_TO_GET))
-        movies = _read_movies(require_file(folder, ["movies.dat"], _HOW_TO_GET))
-        ratings = _read_ratings(folder)
+        ratings_file, users_file, movies_file = self.files(folder)
+        users, movies = _read_users(users_file), _read_movies(movies_file)
         frame = (
-            ratings.join(users.lazy(), on="user_id", how="left", maintain_order="left")
+            _read_ratings(ratings_file)
+            .join(users.lazy(), on="user_id", how="left", maintain_order="left")
             .join(movies.lazy(), on="movie_id", how="left", maintain_order="left")
             .with_columns(label=(pl.col("rating") >= 4).cast(pl.Int8))
             .select(
@@ -68,6 +67,12 @@ class MovieLens1M:
             )
         )
         return frame.filter(pl.col("rating") != 3) if chosen.drop_neutral else frame
+
+    def files(self, folder: Path | None = None, **params: Any) -> list[Path]:
+        """Returns the files of ratings, users and movies."""
+        folder = find_data("movielens-1m", _HOW_TO_GET) if folder is None else Path(folder)
+        names = (["ratings.dat", "ratings.parquet"], ["users.dat"], ["movies.dat"])
+        return [require_file(folder, options, _HOW_TO_GET) for options in names]
 
     def provenance(self, folder: Path | None = None, **params: Any) -> dict[str, Any]:
         """Says how many ratings there are and how many were left out."""
@@ -78,8 +83,7 @@ class MovieLens1M:
         return {"recipe": self.name, "params": chosen.model_dump(), "rows": rows, "dropped": dropped}
 
 
-def _read_ratings(folder: Path) -> pl.LazyFrame:
-    path = require_file(folder, ["ratings.dat", "ratings.parquet"], _HOW_TO_GET)
+def _read_ratings(path: Path) -> pl.LazyFrame:
     order = ["user_id", "movie_id", "rating", "timestamp", "seq_pos"]
     if path.suffix == ".parquet":
         exact = pl.when(pl.col("ts_kind") == "exact").then(pl.col("timestamp"))

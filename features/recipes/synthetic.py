@@ -109,6 +109,10 @@ class Synthetic:
         click = (rng.random(chosen.rows) < p_true).astype(np.int8)
         return _frame(chosen, events).with_columns(pl.Series("click", click), pl.Series("p_true", p_true)).lazy()
 
+    def files(self, folder: Path | None = None, **params: Any) -> list[Path]:
+        """Returns no file: the events are generated."""
+        return []
+
     def provenance(self, folder: Path | None = None, **params: Any) -> dict[str, Any]:
         """Says with which parameters the events were generated; no row is left out."""
         chosen = validate(SyntheticParams, params, where="params")
