@@ -30,9 +30,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     Raises:
         ArtifactError: it cannot be written (a full disk, no permission); nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # a single entry: the header's order of several would not be fixed
         metadata = {"state": json.dumps(state, sort_keys=True, allow_nan=False)}
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, aside, metadata=metadata)
@@ -46,7 +46,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
         raise ArtifactError(
             f"could not be written ({error})",
             field=str(path),
-            found=f"{shutil.disk_usage(path.parent).free:,} bytes free",
+            found=_free(path),
             expected=f"about {size:,} bytes to write",
             mend="free some disk, or choose another folder; what was saved before is untouched",
         ) from error
@@ -72,3 +72,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             found=str(error),
             mend="remove it and resume from an earlier checkpoint, or train again",
         ) from error
+
+
+def _free(path: Path) -> str | None:
+    try:
+        return f"{shutil.disk_usage(path.parent).free:,} bytes free"
+    except OSError:
+        return None

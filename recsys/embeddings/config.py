@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from features.validation import Strict
 
+Chunks = Annotated[int, Field(ge=0, le=64)]
+
 
 class ChunksConfig(Strict):
     """How many rows of the table each feature looks up; its width is that number times the table's width."""
 
-    default: int = Field(1, ge=0, le=64)
+    default: Chunks = 1
     """Chunks of every feature not named below."""
-    features: dict[str, int] = Field(default_factory=dict)
+    features: dict[str, Chunks] = Field(default_factory=dict)
     """Chunks by feature name; 0 drops the feature."""
 
     def of(self, feature: str) -> int:
@@ -56,4 +58,4 @@ class EmbeddingConfig(Strict):
     init_scale: float = Field(0.05, gt=0)
     """Rows start uniform in [-init_scale, init_scale]."""
     kernel: Literal["auto", "torch", "fbgemm"] = "auto"
-    """auto: torch on a CPU, fbgemm on a GPU where it is installed and has the optimizer."""
+    """auto: the faster on a CPU, which is torch."""

@@ -21,7 +21,6 @@ class MultiplexedEmbedding(nn.Module):
         poolings: "sum" or "mean" for each bag feature, in order.
         optimizer: the table's optimizer.
         kernel: auto, torch or fbgemm.
-        device: where the table lives.
     """
 
     exact_keys: Tensor
@@ -34,12 +33,10 @@ class MultiplexedEmbedding(nn.Module):
         *,
         optimizer: TableOptimizer | None = None,
         kernel: str = "auto",
-        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.poolings = poolings
-        device = device or torch.device("cpu")
         self.register_buffer("exact_keys", torch.from_numpy(plan.exact_keys.copy()))
         self.register_buffer("exact_rows", torch.from_numpy(plan.exact_rows.copy()))
         singles = [f for f in plan.features if not f.bag]
@@ -47,7 +44,7 @@ class MultiplexedEmbedding(nn.Module):
         self.single_lookups = sum(f.chunks for f in singles)
         self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)], plan.hash_seed)
         self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
-        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, device)
+        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel)
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         """Looks all features up.
@@ -65,10 +62,10 @@ class MultiplexedEmbedding(nn.Module):
         flat = [rows.flatten(), *(r.flatten() for r in bag_rows)]
         vectors = self.table(torch.cat(flat) if len(flat) > 1 else flat[0])
         if not bag_rows:
-            return vectors.view(batch, -1)
+            return vectors.view(batch, self.single_lookups * width)
         sizes = [part.numel() for part in flat]
         single, *bags = vectors.split(sizes)
-        parts = [single.view(batch, -1)]
+        parts = [single.view(batch, self.single_lookups * width)]
         for vector, bag_row, lengths, pooling in zip(bags, bag_rows, bag_lengths, self.poolings, strict=True):
             parts.append(pool(vector.reshape(bag_row.shape[0], bag_row.shape[1] * width), lengths, pooling))
         return torch.cat(parts, 1)

@@ -53,7 +53,7 @@ class EmbeddingPlan:
     kind: str
     width: int
     rows: int
-    """All rows: hashed ones first, exact segments after them in order of feature name."""
+    """All rows: hashed ones first, exact segments after them in order of feature name; 0 without lookups."""
     features: tuple[FeaturePlan, ...]
     """Single-valued features in layout order, then bags in layout order."""
     init_scale: float
@@ -195,6 +195,8 @@ def _hashed_segments(
 ) -> tuple[dict[str, tuple[int, int]], int]:
     """(base, span) of the rows each feature hashes into, and their number."""
     used = [n for n in names if chunks[n]]
+    if not used:
+        return {}, 0
     if config.kind == "multiplexed":
         return dict.fromkeys(used, (0, config.rows)), config.rows
     # Unseen values of an exact field share one row; the remaining rows are divided among the hashed fields.

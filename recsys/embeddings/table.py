@@ -1,7 +1,7 @@
 """Storage and kernels of the table: gather rows forward, one coalesced optimizer step on the rows touched.
 
-`TorchTable` needs nothing but torch and is the kernel on a CPU; `FbgemmTable` wraps FBGEMM's table-batched
-embedding, the kernel on a GPU.  Both give the same rows and the same row-wise Adagrad and SGD updates.
+`TorchTable` needs nothing but torch and is the faster on a CPU; `FbgemmTable` wraps FBGEMM's table-batched
+embedding.  Both give the same rows and the same row-wise Adagrad and SGD updates.
 """
 
 from __future__ import annotations
@@ -179,9 +179,8 @@ class FbgemmTable(Table):
 
     clips = False
 
-    def __init__(self, rows: int, width: int, optimizer: TableOptimizer, device: torch.device | None = None) -> None:
+    def __init__(self, rows: int, width: int, optimizer: TableOptimizer) -> None:
         super().__init__(rows, width, optimizer)
-        device = device or torch.device("cpu")
         if width % 4:
             raise ConfigError(
                 "the fbgemm kernel needs a width that is a multiple of 4",
@@ -189,7 +188,7 @@ class FbgemmTable(Table):
                 found=width,
                 mend="choose such a width, or set embedding.kernel to torch",
             )
-        if optimizer.name == "adam" and device.type == "cpu":
+        if optimizer.name == "adam":
             raise ConfigError(
                 "the fbgemm kernel has no Adam on a CPU",
                 field="train.table_optimizer",
@@ -204,7 +203,7 @@ class FbgemmTable(Table):
                 found=optimizer.l2,
                 mend="leave it out, or set embedding.kernel to torch",
             )
-        self._tbe = _table_batched_embedding(rows, width, optimizer, device)
+        self._tbe = _table_batched_embedding(rows, width, optimizer)
 
     def weights(self) -> Tensor:
         weights: Tensor = self._tbe.split_embedding_weights()[0]
@@ -294,17 +293,23 @@ def sum_by_row(rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return unique, sums
 
 
-def make_table(rows: int, width: int, optimizer: TableOptimizer, kernel: str, device: torch.device) -> Table:
-    """The table on the kernel asked for; `auto` is torch on a CPU and fbgemm on a GPU if it is there.
+def make_table(rows: int, width: int, optimizer: TableOptimizer, kernel: str) -> Table:
+    """The table on the kernel asked for; `auto` is torch.
 
     Raises:
-        ConfigError: fbgemm is asked for and not installed, or lacks the optimizer.
+        ConfigError: fbgemm is asked for and not installed, or lacks the optimizer; or there is no memory for the table.
     """
-    if kernel == "auto":
-        kernel = "fbgemm" if device.type == "cuda" and fbgemm_available() and optimizer.name != "adam" else "torch"
-    if kernel == "fbgemm":
-        return FbgemmTable(rows, width, optimizer, device)
-    return TorchTable(rows, width, optimizer).to(device)
+    try:
+        if kernel == "fbgemm":
+            return FbgemmTable(rows, width, optimizer)
+        return TorchTable(rows, width, optimizer)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            "the table and its optimizer's state do not fit into memory",
+            field="embedding.rows",
+            found=f"{rows:,} rows x {width} floats: {rows * width * 4:,} bytes, before the optimizer's state",
+            mend="lower embedding.rows or embedding.width",
+        ) from error
 
 
 @functools.cache
@@ -317,7 +322,7 @@ def fbgemm_available() -> bool:
     return True
 
 
-def _table_batched_embedding(rows: int, width: int, optimizer: TableOptimizer, device: torch.device) -> Any:
+def _table_batched_embedding(rows: int, width: int, optimizer: TableOptimizer) -> Any:
     if not fbgemm_available():
         raise ConfigError(
             "fbgemm is not installed",
@@ -336,25 +341,11 @@ def _table_batched_embedding(rows: int, width: int, optimizer: TableOptimizer, d
         SplitTableBatchedEmbeddingBagsCodegen,
     )
 
-    cpu = device.type == "cpu"
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        "adam": EmbOptimType.ADAM,
-    }
+    kinds = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
     return SplitTableBatchedEmbeddingBagsCodegen(
-        [
-            (
-                rows,
-                width,
-                EmbeddingLocation.HOST if cpu else EmbeddingLocation.DEVICE,
-                ComputeDevice.CPU if cpu else ComputeDevice.CUDA,
-            )
-        ],
+        [(rows, width, EmbeddingLocation.HOST, ComputeDevice.CPU)],
         optimizer=kinds[optimizer.name],
         eps=optimizer.eps,
-        beta1=optimizer.beta1,
-        beta2=optimizer.beta2,
         pooling_mode=PoolingMode.SUM,
         bounds_check_mode=BoundsCheckMode.NONE,
         weights_precision=SparseType.FP32,

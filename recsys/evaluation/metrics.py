@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from features.errors import UndefinedMetricError
+from features.errors import DataError, UndefinedMetricError
 
 ECE_BINS = 20
 _CLIP = 1e-12
@@ -33,9 +33,12 @@ def evaluate(
         `rows`, `base_rate`, `auc`, `logloss`, `normalised_entropy`, `calibration_ratio`, `ece`, and with groups
         `gauc`, `gauc_groups`, `gauc_groups_single_class`.  A metric that does not exist on these rows is None, and
         `undefined` says why by name.
+
+    Raises:
+        DataError: a score is not finite.
     """
     y, p, w = _columns(labels, probabilities, weight)
-    out: dict[str, Any] = {"rows": len(y), "base_rate": _mean(y, w), "undefined": {}}
+    out: dict[str, Any] = {"rows": len(y), "undefined": {}}
 
     def put(name: str, compute: Any) -> None:
         try:
@@ -44,6 +47,7 @@ def evaluate(
             out[name] = None
             out["undefined"][name] = error.what
 
+    put("base_rate", lambda: _mean(y, w))
     put("auc", lambda: auc(y, p, w))
     put("logloss", lambda: logloss(y, p, w))
     put("normalised_entropy", lambda: normalised_entropy(y, p, w))
@@ -215,12 +219,19 @@ def _columns(
     y, s = (np.asarray(a, dtype=np.float64) for a in (labels, scores))
     y, s = (a[:, 0] if a.ndim == 2 else a for a in (y, s))
     w = np.ones(len(y)) if weight is None else np.asarray(weight, dtype=np.float64)
+    if not np.isfinite(s).all():
+        raise DataError(
+            "scores are not finite",
+            field="predictions",
+            found=f"{np.count_nonzero(~np.isfinite(s)):,} of {len(s):,} rows",
+            mend="lower train.learning_rate and train.table_learning_rate, or set train.clip_norm",
+        )
     return y, s, w
 
 
 def _mean(values: np.ndarray, weight: np.ndarray) -> float:
-    if len(values) == 0 or weight.sum() == 0:
-        raise UndefinedMetricError("there are no rows")
+    if weight.sum() == 0:
+        raise UndefinedMetricError("all weights are 0" if len(values) else "there are no rows")
     return float((values * weight).sum() / weight.sum())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class ModelConfig(Strict):
     """Rank of dcnv2's cross matrices; full when left out."""
     structure: Literal["parallel", "stacked"] = "parallel"
     """parallel: cross network and feed-forward network side by side; stacked: the second reads the first."""
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (256, 128)
     """Units of each layer of the feed-forward network; empty leaves it out."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of hidden units dropped in training."""

@@ -1,6 +1,6 @@
 """A bundle: one folder that holds a trained model and the pipeline its inputs go through.  No pickle.
 
-bundle.json          versions, model config, embedding plan, layout, metrics, sha256 of every other file
+bundle.json          versions, model config, embedding plan, metrics, sha256 of every other file
 weights.safetensors  network, table and exact index
 pipeline/            the feature spec and its fitted statistics
 """
@@ -50,7 +50,7 @@ def save_bundle(
     Raises:
         ArtifactError: it cannot be written; nothing new is left behind.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -65,7 +65,7 @@ def save_bundle(
         }
         (aside / "bundle.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(aside, folder)
     except OSError as error:
         raise ArtifactError(
@@ -75,6 +75,7 @@ def save_bundle(
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -86,18 +87,19 @@ def load_bundle(folder: Path) -> Bundle:
     """
     try:
         description = json.loads((folder / "bundle.json").read_text())
-    except (OSError, ValueError) as error:
+        version = description["bundle_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             "is no model bundle",
             field=str(folder),
             found=str(error),
             mend="give the folder that holds bundle.json",
         ) from error
-    if description["bundle_version"] != BUNDLE_VERSION:
+    if version != BUNDLE_VERSION:
         raise ArtifactError(
             "the bundle was written by another release",
             field=str(folder),
-            found=f"bundle version {description['bundle_version']}",
+            found=f"bundle version {version}",
             expected=BUNDLE_VERSION,
             mend="register the model again with this release",
         )

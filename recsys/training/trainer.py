@@ -123,7 +123,10 @@ class Trainer:
             UndefinedMetricError: the monitored metric does not exist on the validation split.
             DataError: the loss is not finite.
             ArtifactError: a checkpoint cannot be written, is damaged, or is of another config.
+            ValueError: this trainer has run before; its optimizers are spent.
         """
+        if self._progress.step:
+            raise ValueError("a Trainer fits once: make another for another run")
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         keep_freed_memory()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from features.errors import ArtifactError, ConfigError
 from features.layout import Layout
+from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, EmbeddingPlan, MultiplexedEmbedding, plan_embedding
 
 SIZES = {"user": 500, "item": 300, "zip": 80, "age": 7, "gender": 2}
@@ -163,6 +164,22 @@ def test_a_plan_of_another_hash_version_is_refused() -> None:
 def test_a_misspelt_feature_gets_its_nearest_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'gender'"):
         make(list(SIZES), chunks={"features": {"gendre": 2}})
+
+
+def test_a_model_without_lookups_has_no_table() -> None:
+    plan, _ = make(list(SIZES), chunks={"default": 0})
+    assert (plan.rows, plan.lookups, plan.table_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("chunks", [-1, 65])
+def test_chunks_are_bounded_for_every_feature(chunks: int) -> None:
+    with pytest.raises(ConfigError, match=r"chunks\.features\.user"):
+        validate(EmbeddingConfig, {"chunks": {"features": {"user": chunks}}}, where="embedding")
+
+
+def test_a_table_beyond_memory_is_refused_with_its_bytes() -> None:
+    with pytest.raises(ConfigError, match=r"do not fit into memory.*8,796,088,926,208 bytes"):
+        make(list(SIZES), rows=2**31 - 1000, width=1024, exact={"max_values": 0})
 
 
 def test_a_table_too_large_to_address_is_refused() -> None:

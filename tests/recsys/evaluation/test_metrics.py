@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from features.errors import UndefinedMetricError
+from features.errors import DataError, UndefinedMetricError
 from recsys.evaluation import metrics
 
 
@@ -108,3 +108,14 @@ def test_of_several_tasks_the_first_is_measured() -> None:
     y, p, _ = sample()
     both = metrics.evaluate(np.stack([y, 1 - y], 1), np.stack([p, p], 1))
     assert both == metrics.evaluate(y, p)
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(DataError, match=r"scores are not finite.*1 of 2 rows"):
+        metrics.evaluate(np.array([0, 1]), np.array([0.5, np.nan]))
+
+
+def test_weights_that_are_all_zero_leave_everything_undefined() -> None:
+    out = metrics.evaluate(np.array([0, 1]), np.array([0.5, 0.6]), np.zeros(2))
+    assert out["base_rate"] is None
+    assert out["undefined"]["logloss"] == "all weights are 0"

@@ -95,7 +95,21 @@ def test_a_bundle_of_another_release_is_refused(bundle: tuple[Path, CTRModel, Fe
         Scorer.load(bundle[0])
 
 
-def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_no_rows_give_no_scores(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    scorer = Scorer.load(bundle[0])
+    assert scorer.score([]).shape == scorer.score(FRAME.clear()).shape == (0, 2)
+
+
+def test_a_bundle_takes_the_place_of_an_older_one(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    folder, model, pipeline = bundle
+    save_bundle(folder, model=model, pipeline=pipeline, metrics={"auc": 0.8})
+    assert Scorer.load(folder).bundle.description["metrics"] == {"auc": 0.8}
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not json"])
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bundle.json").write_text(text)
     with pytest.raises(ArtifactError, match="is no model bundle"):
         Scorer.load(tmp_path)
 

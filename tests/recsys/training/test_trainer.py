@@ -22,7 +22,7 @@ from features.store import Store
 from recsys.embeddings.table import FbgemmTable, TableOptimizer, TorchTable, fbgemm_available
 from recsys.evaluation import evaluate
 from recsys.models import CTRModel, ModelConfig
-from recsys.tensorfile import read_tensors
+from recsys.tensorfile import read_tensors, write_tensors
 from recsys.training import Trainer, load_best, predict
 from recsys.training.trainer import weighted_loss
 from tests.recsys.training import training_job
@@ -231,6 +231,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(store_folder: Path, tmp_path: P
         )
 
 
+def test_a_trainer_fits_once(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, epochs=1)
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    trainer.fit(*training_job.loaders(store, config))
+    with pytest.raises(ValueError, match="fits once"):
+        trainer.fit(*training_job.loaders(store, config))
+    assert (tmp_path / "best.safetensors").exists()
+
+
 def test_a_validation_split_of_one_class_is_said(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
     model, config = training_job.build(store)
@@ -258,6 +268,12 @@ def test_fbgemm_refuses_what_it_cannot_do(store_folder: Path, tmp_path: Path) ->
         config = training_job.build(store, **settings)[1]
         with pytest.raises(ConfigError, match=text):
             Trainer(model, config, seed=0, folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match="could not be written"):
+        write_tensors(tmp_path / "file" / "x.safetensors", {}, {})
 
 
 def test_checkpoints_hold_no_more_than_what_training_needs(store_folder: Path, tmp_path: Path) -> None:
