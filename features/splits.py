@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from features.errors import ConfigError, DataError
 from features.fingerprint import mix_expr
 from features.frames import require_column, schema_of
+from features.ops.text import is_text, number_expr, time_expr, whole_expr
 from features.spec import FeatureSpec
 from features.validation import Strict
 
@@ -138,8 +139,20 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec) -> pl.Laz
                 expected="a value in every row, to divide by",
                 mend="order by another column or drop these rows",
             )
+    values = values.with_columns(_ordered(values.get_column(column)) for column in columns if column != group)
     assigned = _by_time(values, columns, split) if isinstance(split, TimeSplit) else _last(values, columns, str(group))
     return pl.concat([frame, assigned.lazy()], how="horizontal")
+
+
+def _ordered(column: pl.Series) -> pl.Series:
+    """Turns text that is all whole numbers, all numbers or all times into what it writes: "9" comes before "10"."""
+    if not is_text(column.dtype):
+        return column
+    for read in (whole_expr, number_expr, time_expr):
+        values = column.to_frame().select(read(pl.col(column.name))).to_series()
+        if not values.null_count():
+            return values
+    return column
 
 
 def drop_reason(split: Split) -> str:

@@ -6,7 +6,7 @@ Both must give the same bits for the same value; tests/features/test_parity.py h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -133,8 +133,3 @@ def wrong_dtype(column: str, dtype: object, expected: str, mend: str | None = No
 def plain(value: Any) -> Any:
     """Returns a numpy scalar as the Python value it stands for; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def any_of(expressions: Iterable[pl.Expr]) -> pl.Expr:
-    """Returns whether any is true, with null as false."""
-    return pl.any_horizontal([expression.fill_null(False) for expression in expressions])

@@ -10,7 +10,7 @@ import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
 from features.ops.base import Encoder, FittedOperator, Problem
-from features.ops.number import float_encoder, float_expr
+from features.ops.number import float_encoder, float_expr, float_problems
 from features.spec import BucketFeature
 
 QUANTILE_SAMPLE = 1 << 20
@@ -38,8 +38,8 @@ class Bucket(FittedOperator):
         return [fingerprint_expr(index.cast(pl.String))]
 
     def problems(self, dtype: pl.DataType) -> list[Problem]:
-        """None: every number has a bucket."""
-        return []
+        """Text that is no number."""
+        return float_problems(self.column, dtype)
 
     def encoder(self) -> Encoder:
         """Value -> int."""

@@ -1,12 +1,11 @@
 """Casts a value to its declared dtype and writes it as the text that is hashed.
 
-string takes text, integers and booleans. integer takes 64-bit integers, whole floats and decimal text.
-boolean takes booleans, 0 and 1, and the text true and false. NaN is null. Anything else is an error.
+string takes text, integers and booleans. integer takes 64-bit integers, whole floats and their text.
+boolean takes booleans, 0 and 1, and their text. NaN is null. Anything else is an error.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +14,15 @@ import polars as pl
 from features.errors import DataError
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
 from features.ops.base import Problem, plain, wrong_dtype
+from features.ops.text import FALSE, TRUE, is_text, whole_expr, whole_of
 from features.spec import IdDtype
 
-_TEXT = (pl.String, pl.Categorical, pl.Enum)
-_INTEGER_TEXT = re.compile(r"[+-]?[0-9]+")
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 _EXPECTED = {
     "string": "text, integers or booleans",
     "integer": "whole numbers of 64 bits, or their decimal text",
-    "boolean": "booleans, 0 or 1, or the text true or false",
+    "boolean": "booleans, 0 or 1, or the text true, false, True, False, 0 or 1",
 }
 _WRONG_VALUE = {
     "string": "not a text",
@@ -100,10 +98,7 @@ def _integer_of(value: Any) -> str | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
-        # A text of many digits costs a lot to read as a number; none longer than this is right without zeros.
-        if len(value) > 4000 or not _INTEGER_TEXT.fullmatch(value):
-            return None
-        value = int(value)
+        value = whole_of(value)
     elif isinstance(value, float):
         if not value.is_integer():
             return None
@@ -113,7 +108,7 @@ def _integer_of(value: Any) -> str | None:
 
 def _boolean_of(value: Any) -> str | None:
     if isinstance(value, str):
-        return value if value in ("true", "false") else None
+        return "true" if value in (*TRUE, "1") else "false" if value in (*FALSE, "0") else None
     if isinstance(value, bool | int | float) and value in (0, 1):
         return "true" if value else "false"
     return None
@@ -123,7 +118,7 @@ def _text_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: st
     """Returns the text to hash, null for missing, and where the value is bad (None: nowhere)."""
     if dtype == pl.Null:
         return pl.lit(None, dtype=pl.String), None
-    if isinstance(dtype, _TEXT):
+    if is_text(dtype):
         value, dtype = value.cast(pl.String), pl.String()
     if dtype.is_float() and declared != "string":
         value = value.fill_nan(None)
@@ -136,7 +131,7 @@ def _text_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: st
         if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
             return value.cast(pl.String), None
         if dtype == pl.String or dtype.is_numeric():
-            number = value.cast(pl.Int64, strict=False)
+            number = whole_expr(value) if dtype == pl.String else value.cast(pl.Int64, strict=False)
             bad = value.is_not_null() & number.is_null()
             if dtype.is_float():
                 bad = bad | (number.cast(pl.Float64) != value.cast(pl.Float64)).fill_null(False)
@@ -145,7 +140,9 @@ def _text_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: st
         if dtype == pl.Boolean:
             return value.cast(pl.String), None
         if dtype == pl.String:
-            return value, value.is_not_null() & ~value.is_in(["true", "false"])
+            yes, no = value.is_in([*TRUE, "1"]), value.is_in([*FALSE, "0"])
+            text = pl.when(yes).then(pl.lit("true")).when(no).then(pl.lit("false"))
+            return text.otherwise(None), value.is_not_null() & ~(yes | no)
         if dtype.is_integer() or dtype.is_float():
             text = pl.when(value == 1).then(pl.lit("true")).when(value == 0).then(pl.lit("false"))
             return text.otherwise(None), value.is_not_null() & ~((value == 0) | (value == 1))

@@ -14,10 +14,11 @@ import polars as pl
 
 from features.errors import DataError
 from features.ops.base import Encoder, FittedOperator, Problem, plain, wrong_dtype
+from features.ops.text import is_text, number_expr, number_of
 from features.spec import NumberFeature
 
 FLOAT32_MAX = 3.4028234663852886e38
-_EXPECTED = "integers or floats"
+_EXPECTED = "integers or floats, or their text"
 
 
 class Number(FittedOperator):
@@ -43,8 +44,8 @@ class Number(FittedOperator):
         return [number, missing.cast(pl.Float32)] if self.flag else [number]
 
     def problems(self, dtype: pl.DataType) -> list[Problem]:
-        """None: every number is fine."""
-        return []
+        """Text that is no number."""
+        return float_problems(self.column, dtype)
 
     def encoder(self) -> Encoder:
         """Value -> tuple of float: the number, and the missing flag if it is wanted."""
@@ -137,20 +138,32 @@ class Number(FittedOperator):
 
 
 def float_expr(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Returns the column as Float64 with NaN as null.
+    """Returns the column as Float64 with NaN as null; it fails when collected if a text is no number.
 
     Raises:
         DataError: The column holds no numbers.
     """
     if dtype == pl.Null:
         return pl.lit(None, dtype=pl.Float64)
+    if is_text(dtype):
+        return _no_number(column).guard(number_expr(pl.col(column)).fill_nan(None))
     if not (dtype.is_integer() or dtype.is_float()):
         raise wrong_dtype(column, dtype, _EXPECTED, "cast the column to a number before")
     return pl.col(column).cast(pl.Float64).fill_nan(None)
 
 
-def float_encoder(column: str) -> Callable[[Any], float | None]:
-    """Python form of `float_expr`."""
+def float_problems(column: str, dtype: pl.DataType) -> list[Problem]:
+    """Returns the test for text that is no number; there is none for a column of numbers."""
+    return [_no_number(column)] if is_text(dtype) else []
+
+
+def float_encoder(column: str, *, text: bool = True) -> Callable[[Any], float | None]:
+    """Python form of `float_expr`.
+
+    Args:
+        column: The column, for errors.
+        text: Whether a number may be written as text.
+    """
 
     def encode(value: Any) -> float | None:
         kind = type(value)
@@ -160,6 +173,11 @@ def float_encoder(column: str) -> Callable[[Any], float | None]:
             return None
         if kind is not int:
             value = plain(value)
+            if text and isinstance(value, str):
+                read = number_of(value)
+                if read is None:
+                    raise _no_number(column).error(value)
+                value = read
             if type(value) not in (int, float):
                 raise wrong_dtype(column, repr(value), _EXPECTED, "cast the value to a number before")
         try:
@@ -169,3 +187,9 @@ def float_encoder(column: str) -> Callable[[Any], float | None]:
         return None if number != number else number
 
     return encode
+
+
+def _no_number(column: str) -> Problem:
+    value = pl.col(column)
+    bad = value.is_not_null() & number_expr(value).is_null()
+    return Problem(column, bad, "text that is no number", "a number such as 12, -1.5 or 1e3", "mend the column")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import polars as pl
 
 from features.ops.base import Encoder, Operator, Problem, plain, wrong_dtype
+from features.ops.text import FALSE, TRUE, is_text, number_expr, number_of
 from features.ops.time import microseconds_encoder, microseconds_expr
 from features.spec import TimeUnit
 
@@ -21,6 +22,12 @@ _WHAT: dict[Role, str] = {
     "weight": "weight that is no weight",
     "reference": "reference probability outside [0, 1]",
 }
+_MEND: dict[Role, str] = {
+    "label": "turn it into 0 and 1, or drop the rows",
+    "weight": "mend or drop the rows",
+    "reference": "mend or drop the rows",
+}
+_NAME: dict[Role, str] = {"label": "label", "weight": "weight", "reference": "reference probability"}
 _HIGHEST = {"weight": 3.4028234663852886e38, "reference": 1.0}
 
 
@@ -33,24 +40,21 @@ class Outcome(Operator):
 
     def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
         """[B] Float32."""
-        value = pl.col(self.column)
-        if dtype == pl.Null:
-            value = pl.lit(None, dtype=pl.Float32)
-        return [self.problems(dtype)[0].guard(value.cast(pl.Float32))]
+        value = self._number(dtype).cast(pl.Float32)
+        for problem in self.problems(dtype):
+            value = problem.guard(value)
+        return [value]
 
     def problems(self, dtype: pl.DataType) -> list[Problem]:
         """Values that are missing or out of range."""
-        booleans = self.role == "label" and dtype == pl.Boolean
-        if not (booleans or dtype.is_integer() or dtype.is_float() or dtype == pl.Null):
-            raise wrong_dtype(self.column, dtype, f"{_EXPECTED[self.role]}, as a number")
-        value = pl.col(self.column).cast(pl.Float64)
+        value = self._number(dtype)
         if self.role == "label":
             good = (value == 0) | (value == 1)
         else:
             # A comparison with NaN is true above every number, so both ends reject it.
             good = value.is_between(0.0, _HIGHEST[self.role]) & value.is_not_nan()
-        mend = "turn it into 0 and 1, or drop the rows" if self.role == "label" else "mend or drop the rows"
-        return [Problem(self.column, ~good.fill_null(False), _WHAT[self.role], _EXPECTED[self.role], mend)]
+        bad = pl.col(self.column).is_not_null() & ~good.fill_null(False)
+        return [self._missing(), self._wrong(bad)]
 
     def encoder(self) -> Encoder:
         """Value -> float."""
@@ -58,12 +62,41 @@ class Outcome(Operator):
 
         def encode(value: Any) -> float:
             value = plain(value)
+            if value is None:
+                raise self._missing().error(value)
+            given = value
+            if isinstance(value, str):
+                words = role == "label" and value in (*TRUE, *FALSE)
+                value = value in TRUE if words else number_of(value)
             allowed: tuple[type, ...] = (int, float, bool) if role == "label" else (int, float)
             if type(value) in allowed and (value in (0, 1) if role == "label" else 0 <= value <= high):
                 return float(value)
-            raise self.problems(pl.Float64())[0].error(value)
+            raise self._wrong(pl.lit(True)).error(given)
 
         return encode
+
+    def _number(self, dtype: pl.DataType) -> pl.Expr:
+        value = pl.col(self.column)
+        if is_text(dtype):
+            number = number_expr(value)
+            if self.role != "label":
+                return number
+            text = value.cast(pl.String)
+            return pl.when(text.is_in(TRUE)).then(1.0).when(text.is_in(FALSE)).then(0.0).otherwise(number)
+        booleans = self.role == "label" and dtype == pl.Boolean
+        if not (booleans or dtype.is_integer() or dtype.is_float() or dtype == pl.Null):
+            raise wrong_dtype(
+                self.column, dtype, f"{_EXPECTED[self.role]}, as a number or its text", "cast the column to a number"
+            )
+        return value.cast(pl.Float64)
+
+    def _missing(self) -> Problem:
+        missing = pl.col(self.column).is_null()
+        what = f"{_NAME[self.role]} is missing"
+        return Problem(self.column, missing, what, f"{_EXPECTED[self.role]} in every row", _MEND[self.role])
+
+    def _wrong(self, bad: pl.Expr) -> Problem:
+        return Problem(self.column, bad, _WHAT[self.role], _EXPECTED[self.role], _MEND[self.role])
 
 
 class EventTime(Operator):

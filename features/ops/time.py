@@ -10,6 +10,7 @@ import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
 from features.ops.base import Encoder, Operator, Problem, plain, wrong_dtype
+from features.ops.text import TIME_EXAMPLE, is_text, time_expr, time_of, whole_expr, whole_of
 from features.spec import TimeFeature, TimeUnit
 
 HOUR = 3_600_000_000
@@ -37,7 +38,7 @@ class Time(Operator):
         return [fingerprint_expr(part.cast(pl.String))]
 
     def problems(self, dtype: pl.DataType) -> list[Problem]:
-        """Integers so large that they are no time."""
+        """Integers so large that they are no time, and text that is none."""
         return microseconds_expr(self.column, dtype, self.unit)[1]
 
     def encoder(self) -> Encoder:
@@ -68,17 +69,20 @@ def microseconds_expr(column: str, dtype: pl.DataType, unit: TimeUnit | None) ->
     if isinstance(dtype, pl.Datetime):
         steps, unit = value.to_physical(), dtype.time_unit
         return (steps // 1000 if unit == "ns" else steps * _FACTOR[unit]), []
+    if is_text(dtype):
+        time = time_expr(value)
+        problems: list[Problem] = []
+        if unit is not None:
+            steps, problems = _steps_expr(column, whole_expr(value), unit)
+            time = time.fill_null(steps)
+        return time, [_no_time(column, value.is_not_null() & time.is_null()), *problems]
     if dtype.is_integer():
         if unit is None:
             raise _no_unit(column, dtype)
         steps = value.cast(pl.Int64, strict=False)
-        bad = value.is_not_null() & steps.is_null()
-        if unit == "ns":
-            return steps // 1000, [_too_large(column, bad)]
-        limit = _MOST // _FACTOR[unit]
-        bad = bad | (steps > limit).fill_null(False) | (steps < -limit).fill_null(False)
-        return steps * _FACTOR[unit], [_too_large(column, bad)]
-    raise wrong_dtype(column, dtype, "dates, times or integers", "parse the column to a Datetime before")
+        time, problems = _steps_expr(column, steps, unit)
+        return time, [_too_large(column, value.is_not_null() & steps.is_null()), *problems]
+    raise wrong_dtype(column, dtype, "dates, times, ISO text or integers", "parse the column to a Datetime before")
 
 
 def microseconds_encoder(column: str, unit: TimeUnit | None) -> Callable[[Any], int | None]:
@@ -88,6 +92,12 @@ def microseconds_encoder(column: str, unit: TimeUnit | None) -> Callable[[Any], 
         if value is None:
             return None
         value = plain(value)
+        if isinstance(value, str):
+            steps = None if unit is None else whole_of(value)
+            read = time_of(value) if steps is None else steps
+            if read is None:
+                raise _no_time(column, pl.lit(True)).error(value)
+            value = read
         if type(value) is int:
             if unit is None:
                 raise _no_unit(column, repr(value))
@@ -98,9 +108,29 @@ def microseconds_encoder(column: str, unit: TimeUnit | None) -> Callable[[Any], 
             return (value - (_EPOCH if value.tzinfo is None else _EPOCH_UTC)) // _STEP
         if isinstance(value, datetime.date):
             return (value - _EPOCH.date()).days * DAY
-        raise wrong_dtype(column, repr(value), "a date, a time or an integer", "parse the value to a datetime before")
+        raise wrong_dtype(
+            column, repr(value), "a date, a time, ISO text or an integer", "parse the value to a datetime before"
+        )
 
     return encode
+
+
+def _steps_expr(column: str, steps: pl.Expr, unit: TimeUnit) -> tuple[pl.Expr, list[Problem]]:
+    if unit == "ns":
+        return steps // 1000, []
+    limit = _MOST // _FACTOR[unit]
+    bad = (steps > limit).fill_null(False) | (steps < -limit).fill_null(False)
+    return steps * _FACTOR[unit], [_too_large(column, bad)]
+
+
+def _no_time(column: str, bad: pl.Expr) -> Problem:
+    return Problem(
+        column,
+        bad,
+        "text that is no time",
+        f"such as {TIME_EXAMPLE}, 2024-01-02T03:04:05 or 2024-01-02T03:04:05.123456Z, or an integer with a unit",
+        "write all times in this form, or declare the unit of integer times: s, ms, us or ns",
+    )
 
 
 def _no_unit(column: str, found: object) -> Exception:

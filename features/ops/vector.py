@@ -38,7 +38,7 @@ class Vector(Operator):
 
     def encoder(self) -> Encoder:
         """Value -> list of float."""
-        column, size, read = self.column, self.size, float_encoder(self.column)
+        column, size, read = self.column, self.size, float_encoder(self.column, text=False)
         zeros = [0.0] * size
 
         def encode(value: Any) -> list[float]:

@@ -81,7 +81,10 @@ def series(values, dtype):
 COLUMNS = {
     "text": (TEXT, pl.String),
     "number text": (st.from_regex(r"\A[+-]?[0-9]{0,25}\Z") | TEXT, pl.String),
-    "boolean text": (st.sampled_from(["true", "false", "True", "", "1"]), pl.String),
+    "float text": (FLOAT.map(str) | st.text("0123.eE+-infaIFty _", max_size=6), pl.String),
+    "good number text": (FLOAT.map(str) | INT64.map(str) | st.sampled_from(["+.5", "1.", "1E400", "-0"]), pl.String),
+    "whole text": (st.from_regex(r"\A[+-]?[0-9]{1,20}(\.0{0,3})?\Z"), pl.String),
+    "boolean text": (st.sampled_from(["true", "false", "True", "False", "", "1", "0", "tRUE"]), pl.String),
     "int64": (INT64, pl.Int64),
     "int8": (st.integers(-2, 2), pl.Int8),
     "uint64": (st.integers(0, 2**64 - 1), pl.UInt64),
@@ -197,6 +200,68 @@ def test_integer_time_and_event_time(unit, times):
         check(pipeline_of({"type": "id", "name": "y2", "column": "x"}, time="x", time_unit=unit), frame, labels=True)
 
 
+ISO = st.builds(
+    lambda time, gap, zone, digits: (
+        f"{time.year:04d}-{time:%m-%d}{gap}{time:%H:%M:%S}" + (f".{time:%f}"[: digits + 1] if digits else "") + zone
+    ),
+    TIME,
+    st.sampled_from([" ", "T"]),
+    st.sampled_from(["", "Z"]),
+    st.integers(0, 6),
+)
+ALMOST_ISO = st.from_regex(
+    r"\A[0-9]{4}-[0-1][0-9]-[0-3][0-9][ Tt]?[0-2][0-9]:[0-6][0-9]:[0-6][0-9]([.,][0-9]{0,7})?(Z|z|[+]00:00)?\Z"
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(good=st.lists(ISO | st.none(), min_size=1, max_size=5), other=st.lists(ALMOST_ISO | TEXT, max_size=1))
+def test_time_as_iso_text(good, other):
+    frame = series(good, pl.String).with_columns(y=pl.lit("1"))
+    pipeline = pipeline_of({"type": "time", "name": "x", "part": "hour"})
+    assert check(pipeline, frame) != "refused"
+    check(pipeline, series(good + other, pl.String))
+    event = pipeline_of({"type": "id", "name": "x"}, time="x")
+    if None not in good:
+        found = event.encode_frame(frame, labels=True).time
+        times = [datetime.datetime.fromisoformat(text.removesuffix("Z")) for text in good]
+        assert found.tolist() == pl.Series(times, dtype=pl.Datetime("us")).to_physical().to_list()
+    check(event, frame, labels=True)
+    check(event, series(good + other, pl.String).with_columns(y=pl.lit("1")), labels=True)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", None])
+@settings(max_examples=20, deadline=None)
+@given(times=st.lists(INT64 | st.integers(-(2**40), 2**40) | st.none(), min_size=1, max_size=5))
+def test_integer_time_as_text(unit, times):
+    feature = {"type": "time", "name": "x", "part": "weekday", "unit": unit}
+    numbers, text = series(times, pl.Int64), series(times, pl.Int64).cast(pl.String)
+    found = check(pipeline_of(feature), text)
+    if unit:
+        assert found == check(pipeline_of(feature), numbers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "2024-01-02",
+            "2024-02-30 00:00:00",
+            "2024-01-02 24:00:00",
+            "2024-01-02 03:04",
+            "2024-01-02 03:04:05.1234567",
+        ),
+        *("0000-01-02 03:04:05", "2024-01-02 03:04:05+01:00", "2024-01-02 03:04:60", "", " ", "1704164645"),
+    ],
+)
+def test_other_text_is_no_time(text):
+    pipeline = pipeline_of({"type": "time", "name": "x", "part": "hour"})
+    for action in (lambda: pipeline.encode({"x": text}), lambda: pipeline.encode_frame(pl.DataFrame({"x": [text]}))):
+        with pytest.raises(DataError, match=r"x: text that is no time.*Expected: such as 2024.*Mend: ") as caught:
+            action()
+        assert caught.value.found == repr(text)
+
+
 @pytest.mark.parametrize(
     ("feature", "values"),
     [
@@ -209,10 +274,9 @@ def test_integer_time_and_event_time(unit, times):
         ({"type": "ids"}, ["a"]),
         ({"type": "ids", "separator": ","}, [["a"]]),
         ({"type": "ids"}, [[1.0]]),
-        ({"type": "number"}, ["1"]),
+        ({"type": "number"}, [["1"]]),
         ({"type": "number"}, [True]),
-        ({"type": "bucket", "edges": [1]}, ["1"]),
-        ({"type": "time", "part": "hour"}, ["2024-01-01"]),
+        ({"type": "bucket", "edges": [1]}, [["1"]]),
         ({"type": "time", "part": "hour"}, [7]),
         ({"type": "time", "part": "hour", "unit": "s"}, [7.0]),
         ({"type": "vector", "size": 1}, [1.0]),
@@ -281,6 +345,18 @@ def test_outcomes(label, weight, reference, group):
     pipeline = pipeline_of({"type": "id", "name": "x"}, weight="w", reference="p", group="g")
     check(pipeline, frame, labels=True)
     check(pipeline, frame)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    label=st.sampled_from(["0", "1", "1.0", "true", "False", "2", "", "yes", "nan", None]),
+    weight=FLOAT.map(str) | st.sampled_from(["1", "-1", "a", "", None]),
+    reference=st.floats(0, 1).map(str) | st.sampled_from(["1.1", "nan", "", None]),
+)
+def test_outcomes_as_text(label, weight, reference):
+    row = {"x": "a", "y": label, "w": weight, "p": reference}
+    frame = pl.DataFrame([row], schema=dict.fromkeys(row, pl.String))
+    check(pipeline_of({"type": "id", "name": "x"}, weight="w", reference="p"), frame, labels=True)
 
 
 @pytest.mark.parametrize("kind", [pl.Boolean, pl.Int8, pl.Int64, pl.UInt8, pl.Float32])

@@ -205,12 +205,15 @@ def test_a_missing_column_is_named_with_the_nearest(spec, events):
     ("column", "value", "words"),
     [
         ("click", 2, "label outside {0, 1}"),
-        ("buy", None, "label outside {0, 1}"),
+        ("click", "maybe", "label outside {0, 1}"),
+        ("buy", None, "label is missing"),
         ("user", 0.5, "not a whole number"),
         ("user", "u1", "not a whole number"),
         ("importance", -1.0, "weight"),
         ("p", 1.5, "reference probability"),
         ("at", None, "time is missing"),
+        ("at", "yesterday", "text that is no time"),
+        ("age", "old", "text that is no number"),
         ("picture", [1.0], "vector of another size"),
     ],
 )
@@ -219,9 +222,9 @@ def test_a_bad_value_is_explained_with_column_sample_and_count(spec, events, col
     rows = events.to_dicts()
     for row in rows[10:13]:
         row[column] = value
-    if column == "user" and isinstance(value, str):
+    if isinstance(value, str):
         for row in rows:
-            row["user"] = str(row["user"])
+            row[column] = None if row[column] is None else str(row[column])
     bad = pl.DataFrame(rows, infer_schema_length=None)
     with pytest.raises(DataError) as in_frame:
         pipeline.encode_frame(bad, labels=True)

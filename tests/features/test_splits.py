@@ -122,3 +122,22 @@ def test_configs_that_make_no_sense(data, message):
 def test_the_config_is_read_by_its_kind():
     adapter = TypeAdapter(SplitConfig)
     assert adapter.validate_python({"kind": "time"}) == TimeSplit()
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        (["10", "9", "-1", "007"], [2, 3, 1, 0]),
+        (["1e3", "9.5", "-1", "7"], [2, 3, 1, 0]),
+        (["2024-01-02 03:04:05", "2024-01-02T03:04:04Z", "2023-12-31 23:59:59.5", "2024-01-01T00:00:00"], [2, 3, 1, 0]),
+        (["10", "9", "b", "a"], [0, 1, 3, 2]),
+    ],
+)
+def test_numbers_and_times_as_text_are_ordered_by_what_they_say(text, order):
+    spec = validate(FeatureSpec, {"features": [{"type": "id", "name": "u"}], "labels": ["y"], "time": "t"})
+    frame = pl.LazyFrame({"u": ["a"] * 4, "t": text})
+    time = TimeSplit(fractions=(0.5, 0.25, 0.25))
+    for split in (time, LastPerGroupSplit(group="u")):
+        found = assign_split(frame, split, spec).collect()
+        assert found["__split__"].gather(order).to_list() == ["train", "train", "valid", "test"]
+        assert found["t"].to_list() == text
