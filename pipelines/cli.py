@@ -18,7 +18,6 @@ import typer
 from features.errors import RecsysError
 
 DONE, GATE_FAILED, USAGE = 0, 1, 2
-DEMO_CONFIG = Path("configs/synthetic.yaml")
 
 app = typer.Typer(
     name="recsys",
@@ -173,9 +172,9 @@ def demo(overrides: Overrides = None, as_json: Json = False) -> None:
     `recsys demo`
     """
     with _job(as_json) as job:
-        from pipelines.demo import demo
+        from pipelines.demo import demo, demo_config
 
-        job.result = demo(_load(DEMO_CONFIG, overrides), job.console)
+        job.result = demo(demo_config(overrides or []), job.console)
 
 
 @app.command()

@@ -70,12 +70,23 @@ class TrackingConfig(Strict):
     """Tracking and registry store; sqlite:///WORKSPACE/mlflow.db when left out."""
     experiment: str | None = None
     """Experiment of the runs; the config's name when left out."""
-    registered_model: str | None = None
+    registered_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$")
     """Name in the registry; the config's name when left out."""
-    alias: str = "challenger"
-    """Alias given to a newly registered version."""
+    alias: str = Field("challenger", pattern=r"^[A-Za-z0-9_-]+$", max_length=255)
+    """Alias given to a newly registered version: letters, digits, `_` and `-`; not `latest`, nor `v1` and the like."""
     system_metrics: bool = True
     """Log memory, processor and disk use during training."""
+
+    @model_validator(mode="after")
+    def _alias_is_free(self) -> TrackingConfig:
+        if re.fullmatch(r"latest|v\d+", self.alias, re.IGNORECASE):
+            raise ConfigError(
+                "MLflow keeps this alias for itself",
+                field="tracking.alias",
+                found=self.alias,
+                mend="choose a word, such as challenger",
+            )
+        return self
 
 
 class Gate(Strict):
@@ -96,9 +107,9 @@ class Gate(Strict):
 class ExperimentConfig(Strict):
     """One experiment. Every key has a default but `name`, `data` and `spec`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Names the folder under the workspace, the MLflow experiment and the registered model."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seeds weights and shuffling."""
     workspace: Path = Path("work")
     """Everything the jobs write goes under here."""

@@ -16,6 +16,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from recsys.evaluation.report import cell_text
+
 PLAIN_WIDTH = 120
 """Columns of tables where there is no terminal to ask."""
 PLAIN_SECONDS = 10.0
@@ -52,7 +54,7 @@ class Console:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             table.add_column(key.replace("_", " "), justify="right" if number else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(text_of(value) for value in row.values()))
+            table.add_row(*(cell_text(value) for value in row.values()))
         self.rich.print(table)
 
     @contextmanager
@@ -102,23 +104,6 @@ class _PlainTask(Task):
         self._said = time.monotonic()
         of = f" of {self._total:,}" if self._total else ""
         self._console.note(f"{self._description}: {completed:,}{of} {text}".rstrip())
-
-
-def text_of(value: Any) -> str:
-    """A value as a table shows it.
-
-    >>> [text_of(v) for v in (1234567, 0.12345678, None, True, "x")]
-    ['1,234,567', '0.12346', '-', 'yes', 'x']
-    """
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
-    return str(value)
 
 
 def bytes_text(count: float) -> str:

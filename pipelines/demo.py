@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from features.errors import ArtifactError
-from pipelines.config import ExperimentConfig
-from pipelines.console import Console, bytes_text, text_of
+from features.errors import ArtifactError, ConfigError
+from pipelines.config import ExperimentConfig, load_config
+from pipelines.console import Console, bytes_text
 from pipelines.prepare import events_of
 from pipelines.run import run
+from recsys.evaluation.report import cell_text
 from recsys.serving.registry import Registry
 from recsys.serving.scorer import Scorer
 from recsys.serving.signature import output_names
 
+CONFIG = Path("configs/synthetic.yaml")
 ROWS = 5
 """New rows the reloaded model scores."""
 TOLERANCE = 1e-6
 """Largest difference between two ways to the same probability."""
+
+
+def demo_config(overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The demonstration's config, which lies in the repository.
+
+    Raises:
+        ConfigError: This is another folder.
+    """
+    if not CONFIG.is_file():
+        raise ConfigError(
+            "the demonstration's config is not here",
+            field=str(CONFIG),
+            found=f"the folder {Path.cwd()}",
+            mend="go to the root of the repository, or `recsys run` a config of your own",
+        )
+    return load_config(CONFIG, overrides)
 
 
 def demo(config: ExperimentConfig, console: Console) -> dict[str, Any]:
@@ -93,4 +112,4 @@ def _score_new_rows(config: ExperimentConfig, uri: str, bundle: Path, console: C
 
 
 def _short(value: Any) -> str:
-    return text_of(list(value) if isinstance(value, pl.Series) else value)[:24]
+    return cell_text(list(value) if isinstance(value, pl.Series) else value)[:24]

@@ -1,4 +1,7 @@
-"""A trained model meets the test split: exact metrics, pictures, the report, the gates."""
+"""A trained model meets the test split: exact metrics, pictures, the report, the gates.
+
+The validation split can be looked at too; it has files of its own, and no gates.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from features.errors import ArtifactError, list_names
 from features.loader import Loader
 from features.store import Store
-from pipelines.config import ExperimentConfig, Gate
-from pipelines.console import Console, bytes_text, text_of
+from pipelines.config import ExperimentConfig, Gate, load_config
+from pipelines.console import Console, bytes_text
 from pipelines.prepare import dropped_of, open_store
 from pipelines.workspace import Run, trained_run, write_bytes
 from recsys.evaluation.metrics import evaluate as metrics_of
 from recsys.evaluation.plots import Picture, pictures_of
-from recsys.evaluation.report import Figure, Section, render_report
+from recsys.evaluation.report import Figure, Section, cell_text, render_report
 from recsys.serving.bundle import Bundle, load_bundle
 from recsys.serving.registry import Registry
 from recsys.training import Predictions, predict
@@ -33,19 +37,21 @@ def evaluate(
     """Evaluate a run's bundle on a split.
 
     Args:
-        config: The experiment.
+        config: The experiment. Its gates count; the run keeps the config it was trained with.
         console: Shows the metrics.
         run_name: Which run; the newest trained one by default.
         split: test, or valid.
 
     Returns:
         run, split, metrics (of the first task), tasks (metrics of each), reference (metrics of the reference column,
-        or None), undefined, gates, gates_failed, report, seconds.
+        or None), gates, gates_failed, report, mlflow_run_id, seconds. Gates bound the test split only.
 
     Raises:
-        ArtifactError: There is no trained run, or no prepared data that fits.
+        ArtifactError: There is no trained run, or the prepared data is not what it was trained on.
     """
     store, run = open_store(config), trained_run(config, run_name)
+    own = load_config(run.folder / "config.yaml")
+    _check_same_data(config, own, run, store)
     bundle = load_bundle(run.bundle)
     started = time.perf_counter()
     with console.progress("evaluating", store.rows(split)) as task:
@@ -58,7 +64,7 @@ def evaluate(
     if predictions.reference is not None and predictions.labels is not None:
         reference = metrics_of(predictions.labels[:, 0], predictions.reference, predictions.weight, predictions.group)
         metrics |= _gaps(metrics, reference)
-    gates = check_gates(config.gates, metrics)
+    gates = check_gates(config.gates, metrics) if split == "test" else []
     trained = run.read("train.json")
     pictures = _pictures(predictions, trained)
     result: dict[str, Any] = {
@@ -69,15 +75,16 @@ def evaluate(
         "reference": reference,
         "gates": gates,
         "gates_failed": [gate["metric"] for gate in gates if not gate["met"]],
-        "report": str(run.report),
+        "report": str(run.result("report", split, ".html")),
         "mlflow_run_id": trained["mlflow_run_id"],
         "seconds": round(time.perf_counter() - started, 2),
     }
-    run.write("evaluation.json", result)
     for picture in pictures:
-        write_bytes(run.folder / "pictures" / f"{picture.name}.png", picture.png)
-        write_bytes(run.folder / "pictures" / f"{picture.name}.svg", picture.light)
-    write_bytes(run.report, _report(config, store, run, bundle, result, trained, pictures).encode())
+        write_bytes(run.result("pictures", split) / f"{picture.name}.png", picture.png)
+        write_bytes(run.result("pictures", split) / f"{picture.name}.svg", picture.light)
+    page = _report(own, store, run, bundle, result, trained, pictures)
+    write_bytes(run.result("report", split, ".html"), page.encode())
+    run.write(run.result("evaluation", split, ".json").name, result)
     _track(config, run, result)
     _show(console, result)
     return result
@@ -116,6 +123,27 @@ def check_gates(gates: Mapping[str, Gate], metrics: Mapping[str, Any]) -> list[d
     return results
 
 
+def _check_same_data(config: ExperimentConfig, own: ExperimentConfig, run: Run, store: Store) -> None:
+    """Refuses other data than the run's: in another order its columns mean something else, and rows of another test
+    split may be among those it was trained on."""
+    trained_on = run.read("run.json")["store_digest"]
+    if trained_on == store.digest:
+        return
+    parts = {
+        "data": (own.data.model_dump(exclude={"split"}), config.data.model_dump(exclude={"split"})),
+        "data.split": (own.data.split, config.data.split),
+        "spec": (own.spec, config.spec),
+    }
+    differs = [name for name, (theirs, ours) in parts.items() if theirs != ours]
+    raise ArtifactError(
+        "the prepared data is not what the run was trained on",
+        field=f"run {run.name}",
+        found=f"prepared data {store.digest[:12]}, differs in {list_names(differs or ['the raw files'])}",
+        expected=f"{trained_on[:12]}, which it was trained on",
+        mend=f"run `recsys prepare {run.folder / 'config.yaml'}`, or train again",
+    )
+
+
 def _gaps(metrics: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float | None]:
     gaps: dict[str, float | None] = {}
     for name, gap in GAPS.items():
@@ -140,7 +168,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     for gate in result["gates"]:
         bounds = " and ".join(f"{word} {gate[word]:g}" for word in ("min", "max") if gate[word] is not None)
         state = "met" if gate["met"] else "FAILED"
-        console.note(f"gate {gate['metric']} ({bounds}): {text_of(gate['value'])}, {state}")
+        console.note(f"gate {gate['metric']} ({bounds}): {cell_text(gate['value'])}, {state}")
     console.note(f"report: {result['report']}")
 
 
@@ -156,9 +184,10 @@ def _track(config: ExperimentConfig, run: Run, result: Mapping[str, Any]) -> Non
         prefix = split if i == 0 else f"{split}/{label}"
         rows += [(f"{prefix}/{name}", value, 0) for name, value in values.items() if isinstance(value, int | float)]
     registry.log_metrics(run_id, rows)
-    registry.log_files(run_id, run.folder / "pictures", "pictures")
-    for name in ("report.html", "evaluation.json"):
-        registry.log_files(run_id, run.folder / name)
+    pictures = run.result("pictures", split)
+    registry.log_files(run_id, pictures, pictures.name)
+    for stem, ending in (("report", ".html"), ("evaluation", ".json")):
+        registry.log_files(run_id, run.result(stem, split, ending))
 
 
 def _pictures(predictions: Predictions, trained: Mapping[str, Any]) -> list[Picture]:
@@ -173,7 +202,7 @@ def _pictures(predictions: Predictions, trained: Mapping[str, Any]) -> list[Pict
 
 
 def _report(
-    config: ExperimentConfig,
+    own: ExperimentConfig,
     store: Store,
     run: Run,
     bundle: Bundle,
@@ -184,12 +213,12 @@ def _report(
     metrics, reference = result["metrics"], result["reference"]
 
     def beside(name: str) -> str:
-        return "" if reference is None else f"reference {text_of(reference[name])}"
+        return "" if reference is None else f"reference {cell_text(reference[name])}"
 
     headline = [
-        Figure("AUC", text_of(metrics["auc"]), metrics["undefined"].get("auc") or beside("auc")),
-        Figure("logloss", text_of(metrics["logloss"]), beside("logloss")),
-        Figure("calibration", text_of(metrics["calibration_ratio"]), "expected over observed"),
+        Figure("AUC", cell_text(metrics["auc"]), metrics["undefined"].get("auc") or beside("auc")),
+        Figure("logloss", cell_text(metrics["logloss"]), beside("logloss")),
+        Figure("calibration", cell_text(metrics["calibration_ratio"]), "expected over observed"),
         Figure("table", bytes_text(trained["table_bytes"]), f"{trained['table_rows']:,} rows"),
         Figure("training", f"{trained['examples_per_second']:,.0f}/s", f"{trained['epochs']} epochs"),
     ]
@@ -207,16 +236,16 @@ def _report(
         for name, reason in values["undefined"].items()
     ]
     lineage: list[dict[str, Any]] = [
-        {"what": "recipe or source", "value": config.data.recipe or config.data.source},
-        {"what": "prepared data", "value": str(config.store_folder)},
+        {"what": "recipe or source", "value": own.data.recipe or own.data.source},
+        {"what": "prepared data", "value": str(store.folder)},
         {"what": "rows", "value": ", ".join(f"{s} {store.rows(s):,}" for s in ("train", "valid", "test"))},
         {
             "what": "rows dropped",
             "value": ", ".join(f"{k} {v:,}" for k, v in dropped_of(store).items()) or "none",
         },
         {"what": "manifest", "value": store.digest},
-        {"what": "spec", "value": config.spec.digest()},
-        {"what": "config", "value": config.digest()},
+        {"what": "spec", "value": bundle.pipeline.spec.digest()},
+        {"what": "config", "value": run.read("run.json")["config_digest"]},
         {"what": "fingerprint version", "value": store.manifest["fingerprint_version"]},
         {"what": "MLflow run", "value": result["mlflow_run_id"] or "not tracked"},
         {"what": "bundle", "value": str(run.bundle)},
@@ -234,7 +263,7 @@ def _report(
     if result["gates"]:
         sections.insert(1, Section("Gates", "Bounds this model must keep.", result["gates"]))
     lead = (
-        f"Run {run.name}: {config.model.interaction} over a {config.embedding.kind} table, "
+        f"Run {run.name}: {bundle.model.config.interaction} over a {bundle.model.plan.kind} table, "
         f"{trained['network_parameters']:,} network parameters, {trained['lookups']} lookups an example."
     )
-    return render_report(title=config.name, lead=lead, headline=headline, sections=sections)
+    return render_report(title=own.name, lead=lead, headline=headline, sections=sections)

@@ -41,7 +41,11 @@ def inspect(config: ExperimentConfig, console: Console) -> dict[str, Any]:
 
 
 def inspect_bundle(folder: Path, console: Console) -> dict[str, Any]:
-    """Show a bundle: its plan, its size, its columns."""
+    """Show a bundle: its plan, its size, its columns.
+
+    Returns:
+        bundle, table_bytes, plan (a line a feature), inputs (type of each column), outputs, metrics (of validation).
+    """
     from recsys.serving.bundle import load_bundle
     from recsys.serving.signature import column_types, output_names
 

@@ -72,7 +72,7 @@ def open_store(config: ExperimentConfig) -> Store:
     prepared, wanted = store.manifest["source"], source_of(config.data)
     keys = [key for key in wanted if prepared.get(key) != wanted[key]]
     files = _files_of(config.data)
-    if files and files != prepared["files"]:
+    if files and files != prepared.get("files"):
         keys.append("the raw files")
     if keys:
         raise ArtifactError(
@@ -87,7 +87,9 @@ def open_store(config: ExperimentConfig) -> Store:
 
 def dropped_of(store: Store) -> dict[str, int]:
     """Rows left out and why, by the recipe and by the split."""
-    return {**store.manifest["source"]["provenance"]["dropped"], **store.manifest["dropped"]}
+    # a store that was made without `prepare` says nothing of where its rows come from
+    by_recipe = store.manifest["source"].get("provenance", {}).get("dropped", {})
+    return {**by_recipe, **store.manifest["dropped"]}
 
 
 def events_of(data: DataConfig) -> pl.LazyFrame:
@@ -155,6 +157,6 @@ def _why_not(config: ExperimentConfig) -> str | None:
         return "nothing is there yet"
     try:
         open_store(config)
-    except ArtifactError as error:
+    except (ArtifactError, ConfigError) as error:  # a spec that another release wrote may not read any more
         return error.what
     return None

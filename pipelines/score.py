@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.errors import ArtifactError, DataError, list_names
-from features.frames import iterate
+from features.errors import ArtifactError, ConfigError, DataError, list_names
+from features.frames import first_line, iterate
 from features.sources import scan
 from pipelines.console import Console
 from recsys.serving.registry import Registry, is_model_uri
@@ -47,14 +47,15 @@ def score(
         rows, out, columns, model, mean (of each task), seconds, rows_per_second.
 
     Raises:
-        ArtifactError: No such model, or the file cannot be written.
+        ConfigError: A column is to be kept twice, or has the name of an output.
+        ArtifactError: No such store or model, or the file cannot be written.
         DataError: The source is damaged, empty, or lacks a column.
     """
-    folder = Registry(tracking_uri).bundle_of(model) if is_model_uri(model) else Path(model)
+    folder = Registry(tracking_uri, create=False).bundle_of(model) if is_model_uri(model) else Path(model)
     scorer = Scorer.load(folder)
     frame = scan(source)
-    _require(frame, list(keep))
     names = output_names(scorer.spec)
+    _check_kept(frame, keep, names)
     started = time.perf_counter()
     rows, sums = 0, np.zeros(len(names))
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -62,7 +63,7 @@ def score(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with console.progress("scoring", None) as task:
-            for part in iterate(frame, batch_size):
+            for part in _pieces(frame, batch_size, source):
                 probabilities = scorer.score(part)
                 scores = pl.DataFrame({name: probabilities[:, i] for i, name in enumerate(names)})
                 table = (
@@ -96,8 +97,29 @@ def score(
     }
 
 
-def _require(frame: pl.LazyFrame, columns: list[str]) -> None:
+def _pieces(frame: pl.LazyFrame, rows: int, source: str) -> Iterator[pl.DataFrame]:
+    """The rows in order; a file whose end reads well may still be damaged inside."""
+    try:
+        yield from iterate(frame, rows)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            "the file cannot be read to its end",
+            field=source,
+            found=first_line(error),
+            mend="copy or write the file anew",
+        ) from error
+
+
+def _check_kept(frame: pl.LazyFrame, keep: Sequence[str], outputs: Sequence[str]) -> None:
     have = frame.collect_schema().names()
-    for column in columns:
+    for i, column in enumerate(keep):
         if column not in have:
             raise DataError("no such column to keep", field=column, expected=f"one of {list_names(have)}")
+        if column in keep[:i]:
+            raise ConfigError("column is to be kept twice", field=column, mend="name it once in --keep")
+        if column in outputs:
+            raise ConfigError(
+                "column to keep has the name of an output",
+                field=column,
+                mend="leave it out of --keep, or rename it in the source",
+            )

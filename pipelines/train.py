@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
-from features.errors import ArtifactError
+from features.errors import ArtifactError, UndefinedMetricError
 from features.loader import Loader
 from features.store import Store
 from pipelines.config import ExperimentConfig
@@ -14,7 +15,7 @@ from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
 from pipelines.tracking import MlflowListener, begin
 from pipelines.workspace import Run, new_run, runs_of
-from recsys.embeddings import plan_embedding
+from recsys.embeddings import EmbeddingPlan, plan_embedding
 from recsys.models import CTRModel
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
@@ -27,26 +28,41 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     Args:
         config: The experiment.
         console: Told about progress.
-        resume: Go on with the newest run if it was cut; it must have the same config and data.
+        resume: Go on with the newest run if it was cut; it must have the same config and data. A run that came to
+            its end is left as it is, and its summary returned.
 
     Returns:
-        run, bundle, best_epoch, valid (metrics), epochs, steps, stopped, examples_per_second, table_bytes, parameters,
-        mlflow_run_id.
+        run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, examples_per_second, table_bytes,
+        table_rows, table_parameters, network_parameters, lookups, embedding_width, mlflow_run_id.
 
     Raises:
+        ConfigError: Some settings do not go together; no run is begun.
+        UndefinedMetricError: The metric that picks the epoch does not exist on the validation split; likewise.
         ArtifactError: There is no prepared data or it does not fit; or there is nothing to resume.
     """
     store = open_store(config)
-    model = build_model(config, store)
-    run = _cut_run(config, store) if resume else None
+    plan = plan_of(config, store)
+    size = _check(config, store, plan)
+    run = _newest_run(config, store) if resume else None
+    if run is not None and run.trained:
+        summary = run.read("train.json")
+        del summary["history"]
+        console.note(f"run {run.name}: was finished already, nothing is trained")
+        return summary
+    model = _model(config, store, plan)
+    loader = Loader(store, "train", config.train.batch_size, shuffle_seed=config.seed)
+    valid = Loader(store, "valid", config.train.eval_batch_size)
     registry = Registry(config.tracking_uri) if config.tracking.enabled else None
     if run is None:
-        run = new_run(config)
-        run_id = begin(registry, config, run, store) if registry else None
-        state = {"mlflow_run_id": run_id, "config_digest": config.digest(), "store_digest": store.digest}
-        run.write("run.json", state)
-    run_id = run.read("run.json")["mlflow_run_id"]
-    console.note(f"run {run.name}: {_size_text(model)}")
+        run, run_id = new_run(config), None
+    else:
+        run_id = run.read("run.json")["mlflow_run_id"]
+    if registry and (run_id is None or not registry.has_run(run_id)):
+        if run_id is not None:
+            console.note(f"MLflow knows no run {run_id}: a new one is begun, without the steps before the cut")
+        run_id = begin(registry, config, run, store)
+    run.write("run.json", {"mlflow_run_id": run_id, "config_digest": config.digest(), "store_digest": store.digest})
+    console.note(f"run {run.name}: {_size_text(size, plan)}")
 
     watch = ProgressListener(console)
     listeners: list[TrainingListener] = [watch]
@@ -58,11 +74,9 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
             stack.callback(mlflow.flush)
             listeners.append(mlflow)
         trainer = Trainer(model, config.train, seed=config.seed, folder=run.checkpoints, listener=Listeners(listeners))
-        loader = Loader(store, "train", config.train.batch_size, shuffle_seed=config.seed)
-        valid = Loader(store, "valid", config.train.eval_batch_size)
         result = trainer.fit(loader, valid, resume=resume)
         save_bundle(run.bundle, model=model, pipeline=store.pipeline, metrics=result.best_metrics)
-    summary: dict[str, Any] = {
+    summary = {
         "run": run.name,
         "folder": str(run.folder),
         "bundle": str(run.bundle),
@@ -72,7 +86,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         "steps": result.steps,
         "stopped": result.stopped,
         "examples_per_second": round(result.examples_per_second, 1),
-        **sizes(model),
+        **size,
         "mlflow_run_id": run_id,
     }
     run.write("train.json", {**summary, "history": result.history})
@@ -84,20 +98,29 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
 
 
 def dry_run(config: ExperimentConfig, console: Console) -> dict[str, Any]:
-    """Print regions, rows, bytes and parameters without training.
+    """Print regions, rows, bytes and parameters without training; the table is never in memory.
 
     Returns:
-        plan (a line a feature), table_bytes, rows, lookups, parameters.
+        plan (a line a feature), table_bytes, table_rows, table_parameters, network_parameters, lookups,
+        embedding_width.
+
+    Raises:
+        RecsysError: What `train` would refuse before its first step.
     """
-    model = build_model(config, open_store(config))
-    console.table("embedding plan", model.plan.summary())
-    console.note(_size_text(model))
-    return {"plan": model.plan.summary(), **sizes(model)}
+    store = open_store(config)
+    plan = plan_of(config, store)
+    size = _check(config, store, plan)
+    console.table("embedding plan", plan.summary())
+    console.note(_size_text(size, plan))
+    return {"plan": plan.summary(), **size}
 
 
-def build_model(config: ExperimentConfig, store: Store) -> CTRModel:
-    """The untrained model of a config on its data."""
-    plan = plan_embedding(store.layout, config.embedding, store.id_counts("train"))
+def plan_of(config: ExperimentConfig, store: Store) -> EmbeddingPlan:
+    """Where every feature's rows would lie."""
+    return plan_embedding(store.layout, config.embedding, store.id_counts("train"))
+
+
+def _model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRModel:
     return CTRModel(
         store.layout,
         plan,
@@ -108,29 +131,42 @@ def build_model(config: ExperimentConfig, store: Store) -> CTRModel:
     )
 
 
-def sizes(model: CTRModel) -> dict[str, int]:
-    """What a model takes: table rows and bytes, lookups an example, parameters of the network and of the table."""
-    plan = model.plan
+def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[str, int]:
+    """Refuses what could not be trained, before a table is made or a run begun.
+
+    Returns:
+        What the model takes: table rows and bytes, lookups an example, parameters of the network and of the table.
+    """
+    # The network and the checks of the trainer are the same whatever the number of rows.
+    outline = _model(config, store, replace(plan, rows=min(plan.rows, 1)))
+    Trainer(outline, config.train, seed=config.seed, folder=config.folder)
+    label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
+    if config.train.monitor == "auc" and mean in (0, 1):
+        raise UndefinedMetricError(
+            "auc is undefined on the validation split",
+            field="train.monitor",
+            found=f"every {label} is {mean:.0f}",
+            mend="split the data so that validation holds both classes, or set train.monitor to logloss",
+        )
     return {
         "table_bytes": plan.table_bytes,
         "table_rows": plan.rows,
         "table_parameters": plan.rows * plan.width,
-        "network_parameters": sum(p.numel() for p in model.dense_parameters().values()),
+        "network_parameters": sum(p.numel() for p in outline.dense_parameters().values()),
         "lookups": plan.lookups,
         "embedding_width": plan.output_width,
     }
 
 
-def _size_text(model: CTRModel) -> str:
-    size = sizes(model)
+def _size_text(size: dict[str, int], plan: EmbeddingPlan) -> str:
     return (
-        f"table of {size['table_rows']:,} rows x {model.plan.width} ({bytes_text(size['table_bytes'])}), "
+        f"table of {size['table_rows']:,} rows x {plan.width} ({bytes_text(size['table_bytes'])}), "
         f"{size['lookups']} lookups an example, network of {size['network_parameters']:,} parameters"
     )
 
 
-def _cut_run(config: ExperimentConfig, store: Store) -> Run:
-    """The newest run, if it can be gone on with."""
+def _newest_run(config: ExperimentConfig, store: Store) -> Run:
+    """The newest run, if it has this config and this data."""
     runs = runs_of(config)
     if not runs:
         raise ArtifactError(

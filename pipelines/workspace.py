@@ -2,7 +2,8 @@
 
 WORKSPACE/mlflow.db          tracking store and registry of all experiments
 WORKSPACE/NAME/data/         the prepared data
-WORKSPACE/NAME/runs/0001/    one training: config.yaml, run.json, checkpoints/, bundle/, evaluation.json, report.html
+WORKSPACE/NAME/runs/0001/    one training: config.yaml, run.json, checkpoints/, bundle/, train.json,
+                             evaluation.json and report.html (of the validation split: evaluation-valid.json, ...)
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
-    def report(self) -> Path:
-        """The report of its evaluation."""
-        return self.folder / "report.html"
-
-    @property
     def trained(self) -> bool:
-        """Whether the training came to its end."""
-        return (self.bundle / "bundle.json").is_file()
+        """Whether the training came to its end: its summary is the last thing it writes."""
+        return (self.folder / "train.json").is_file()
+
+    def result(self, stem: str, split: str, ending: str = "") -> Path:
+        """What an evaluation writes: the plain name for the test split, with the split's name for another.
+
+        >>> Run(Path("0001")).result("report", "test", ".html"), Run(Path("0001")).result("pictures", "valid")
+        (PosixPath('0001/report.html'), PosixPath('0001/pictures-valid'))
+        """
+        return self.folder / f"{stem}{'' if split == 'test' else f'-{split}'}{ending}"
 
     def read(self, name: str) -> dict[str, Any]:
         """One of the run's JSON files.
@@ -64,11 +68,26 @@ class Run:
 
 
 def new_run(config: ExperimentConfig) -> Run:
-    """A run with the next free number; its folder holds the resolved config."""
-    numbers = [int(run.name) for run in runs_of(config)]
-    run = Run(config.folder / "runs" / f"{max(numbers, default=0) + 1:04d}")
-    write_bytes(run.folder / "config.yaml", config.to_yaml().encode())
-    return run
+    """A run with the next free number; its folder holds the resolved config.
+
+    Trainings that begin at the same time get a folder each: who makes it has it.
+
+    Raises:
+        ArtifactError: The folder cannot be made.
+    """
+    while True:
+        number = max((int(run.name) for run in runs_of(config)), default=0) + 1
+        run = Run(config.folder / "runs" / f"{number:04d}")
+        try:
+            run.folder.mkdir(parents=True)
+        except FileExistsError:
+            if not run.folder.is_dir():  # a file in the way would be met for ever
+                raise ArtifactError("is no folder", field=str(run.folder), mend="move the file away") from None
+            continue
+        except OSError as error:
+            raise cannot_write(run.folder, error) from error
+        write_bytes(run.folder / "config.yaml", config.to_yaml().encode())
+        return run
 
 
 def runs_of(config: ExperimentConfig) -> list[Run]:

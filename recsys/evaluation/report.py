@@ -6,9 +6,10 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recsys.evaluation.plots import Picture
+if TYPE_CHECKING:
+    from recsys.evaluation.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def render_report(*, title: str, lead: str, headline: Sequence[Figure], sections
 def cell_text(value: Any) -> str:
     """A value as a table cell shows it: thousands separated, five significant digits, a dash for none.
 
-    >>> [cell_text(v) for v in (39017, 0.7512345, None, "exact")]
-    ['39,017', '0.75123', '–', 'exact']
+    >>> [cell_text(v) for v in (39017, 0.7512345, None, True, "exact")]
+    ['39,017', '0.75123', '-', 'yes', 'exact']
     """
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from features.errors import ArtifactError, ConfigError, list_names, nearest
+from features.frames import first_line
 from features.spec import FeatureSpec
 from recsys.serving.signature import signature_of
 
@@ -81,15 +82,20 @@ class Registry:
     Args:
         uri: Tracking and registry store, such as `sqlite:////path/mlflow.db`. Artefacts of a new experiment in a
             sqlite store go into `artifacts` beside the file.
+        create: Make the sqlite file if there is none; a reader does not.
 
     Raises:
         ArtifactError: The store cannot be opened.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, create: bool = True) -> None:
         self.uri = uri
-        self._mlflow = import_mlflow()
         path = _sqlite_path(uri)
+        if path is not None and not create and not path.is_file():
+            raise ArtifactError(
+                "there is no MLflow store", field=str(path), mend="give its --workspace or --tracking-uri"
+            )
+        self._mlflow = import_mlflow()
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +105,7 @@ class Registry:
             self._client.search_experiments(max_results=1)
         except Exception as error:  # whatever the store's driver raises
             raise ArtifactError(
-                "cannot open the MLflow store", field=uri, found=_first_line(error), mend="check tracking.uri"
+                "cannot open the MLflow store", field=uri, found=first_line(error), mend="check tracking.uri"
             ) from error
 
     def start_run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
@@ -127,7 +133,8 @@ class Registry:
             run_id: A run that was begun.
             system_metrics: Log memory, processor and disk use meanwhile.
         """
-        self._client.update_run(run_id, status="RUNNING")
+        with self._told("go on with the run"):
+            self._client.update_run(run_id, status="RUNNING")
         monitor = None
         if system_metrics:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -141,7 +148,8 @@ class Registry:
         finally:
             if monitor is not None:
                 monitor.finish()
-            self._client.set_terminated(run_id, status=status)
+            with self._told("end the run"):
+                self._client.set_terminated(run_id, status=status)
 
     def has_run(self, run_id: str) -> bool:
         """Whether the store knows the run."""
@@ -183,12 +191,6 @@ class Registry:
             else:
                 self._client.log_artifact(run_id, str(path), folder)
 
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Tag a run."""
-        with self._told("tag a run"):
-            for key, value in tags.items():
-                self._client.set_tag(run_id, key, value)
-
     def log_model(self, run_id: str, bundle: Path, spec: FeatureSpec) -> str:
         """Keep a bundle with a run as a pyfunc model made from code.
 
@@ -217,7 +219,7 @@ class Registry:
     def register(self, model_uri: str, run_id: str, name: str, alias: str, tags: Mapping[str, str]) -> ModelVersion:
         """Register a logged model under a name and point an alias at it."""
         with self._told("register the model"):
-            if not self._client.search_registered_models(filter_string=f"name = '{name}'"):
+            if not self._has_model(name):
                 self._client.create_registered_model(name)
             version = self._client.create_model_version(name, model_uri, run_id, tags=dict(tags))
             self._client.set_registered_model_alias(name, alias, version.version)
@@ -231,8 +233,10 @@ class Registry:
             ArtifactError: There is no such model, alias or version.
         """
         name, alias, version = _parse_uri(uri)
-        models = [model.name for model in self._client.search_registered_models()]
-        if name not in models:
+        with self._told("look into the registry"):
+            known = self._has_model(name)
+            models = [] if known else [model.name for model in self._client.search_registered_models()]
+        if not known:
             close = nearest(name, models)
             raise ArtifactError(
                 "no such registered model",
@@ -279,6 +283,15 @@ class Registry:
         with self._told("load the model"):
             return self._mlflow.pyfunc.load_model(version.uri)
 
+    def _has_model(self, name: str) -> bool:
+        try:
+            self._client.get_registered_model(name)
+        except self._mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
+
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
         try:
@@ -287,7 +300,7 @@ class Registry:
             raise ArtifactError(
                 f"MLflow could not {what}",
                 field=self.uri,
-                found=_first_line(error),
+                found=first_line(error),
                 mend="check the store and its disk",
             ) from error
 
@@ -340,7 +353,3 @@ def _requirements() -> list[str]:
 
     # a local version label such as +cpu names a build, which no index serves under that name
     return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in PACKAGES]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -37,6 +37,8 @@ class Outcome:
 def recsys(*arguments: str | Path) -> Outcome:
     """Run the command in this process, as its entry point would."""
     out, err, code = io.StringIO(), io.StringIO(), 0
+    # MLflow puts the store in use into the environment, where the next command of this process would find it.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             app([str(argument) for argument in arguments], prog_name="recsys")

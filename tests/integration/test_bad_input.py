@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 Recsys = Callable[..., Any]
 # The code under test, also where the package is not installed.
@@ -44,6 +45,12 @@ def refused(outcome: Any, *words: str) -> None:
         ("gates.acu.min=0.7", ("gates.acu", "did you mean 'auc'")),
         ("data.recipe=synthetic", ("data", "'recipe' or 'source'")),
         ("spec.labels=[price]", ("price", "leak")),
+        (f"seed={2**63}", ("seed",)),
+        ("name=..", ("name",)),
+        ("tracking.alias=latest", ("tracking.alias", "latest")),
+        ("tracking.alias=v1", ("tracking.alias", "v1")),
+        ("tracking.alias=a b", ("tracking.alias",)),
+        ("tracking.registered_model=a/b", ("tracking.registered_model",)),
     ],
 )
 def test_wrong_config(world: Any, recsys: Recsys, override: str, words: tuple[str, ...]) -> None:
@@ -134,7 +141,20 @@ def test_one_class_validation_split(world: Any, recsys: Recsys) -> None:
     frame = pl.read_parquet(world.events).with_columns(click=pl.lit(0))
     world.write(frame, tracking={"enabled": False})
     assert recsys("prepare", world.config).code == 0
-    refused(recsys("train", world.config), "auc", "undefined")
+    refused(recsys("train", world.config), "auc", "undefined", "every click is 0")
+    assert not (world.folder / "work" / "small" / "runs").exists()
+    assert recsys("train", world.config, "train.monitor=logloss").code == 0
+
+
+@pytest.mark.parametrize("setting", ["train.clip_norm=1.0", "train.ema=0.9"])
+def test_settings_that_do_not_go_together_begin_no_run(world: Any, recsys: Recsys, setting: str) -> None:
+    pytest.importorskip("fbgemm_gpu", reason="the conflict is with the fbgemm kernel")
+    assert recsys("prepare", world.config).code == 0
+    overrides = ("embedding.kernel=fbgemm", setting, "tracking.enabled=true")
+    refused(recsys("train", world.config, *overrides), setting.partition("=")[0], "kernel to torch")
+    refused(recsys("train", world.config, *overrides, "--dry-run"), setting.partition("=")[0])
+    assert not (world.folder / "work" / "small" / "runs").exists()
+    assert not (world.folder / "work" / "mlflow.db").exists()
 
 
 def test_train_before_prepare(world: Any, recsys: Recsys) -> None:
@@ -157,6 +177,23 @@ def test_evaluate_or_register_before_train(world: Any, recsys: Recsys) -> None:
     assert recsys("prepare", world.config).code == 0
     refused(recsys("evaluate", world.config), "no trained run", "recsys train")
     refused(recsys("register", world.config), "no trained run")
+
+
+def test_evaluate_on_other_data_than_it_was_trained_on(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    assert recsys("train", world.config).code == 0
+    seed = "data.split.seed=4"
+    assert recsys("prepare", world.config, seed).code == 0
+    refused(recsys("evaluate", world.config, seed), "0001", "data.split", "recsys prepare", "train again")
+    first = yaml.safe_load(world.config.read_text())["spec"]
+    turned = f"spec={json.dumps(first | {'features': [*first['features'][1:], first['features'][0]]})}"
+    assert recsys("prepare", world.config, turned).code == 0
+    refused(recsys("evaluate", world.config, turned), "differs in spec")
+    assert recsys("prepare", world.folder / "work" / "small" / "runs" / "0001" / "config.yaml").code == 0
+    assert recsys("evaluate", world.config).code == 0
+    world.write(pl.read_parquet(world.events).head(2500), tracking={"enabled": False})
+    assert recsys("prepare", world.config).code == 0
+    refused(recsys("evaluate", world.config), "differs in the raw files")
 
 
 def test_register_a_run_without_tracking(world: Any, recsys: Recsys) -> None:
@@ -227,3 +264,34 @@ def test_store_that_cannot_be_opened(in_trained: Any, recsys: Recsys, tmp_path: 
     uri = f"sqlite:///{tmp_path / 'not-a-database.db'}"
     outcome = recsys("score", "models:/a@b", in_trained.events, tmp_path / "out.parquet", "--tracking-uri", uri)
     refused(outcome, "cannot open the MLflow store")
+
+
+def test_store_that_is_not_there_is_not_made(in_trained: Any, recsys: Recsys, tmp_path: Path) -> None:
+    arguments = ("score", "models:/small@challenger", in_trained.events, tmp_path / "out.parquet")
+    refused(recsys(*arguments, "--workspace", tmp_path / "nowhere"), "nowhere", "no MLflow store", "--workspace")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scoring_a_file_that_is_damaged_inside(in_trained: Any, recsys: Recsys, tmp_path: Path) -> None:
+    source = tmp_path / "new.parquet"
+    data = bytearray(in_trained.events.read_bytes())
+    data[4 : len(data) * 3 // 4] = b"\xff" * (len(data) * 3 // 4 - 4)
+    source.write_bytes(data)
+    refused(recsys("score", "models:/small@challenger", source, tmp_path / "out.parquet"), "new.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.parquet"]
+
+
+@pytest.mark.parametrize(("keep", "words"), [("user,item,user", ("user", "twice")), ("p_click", ("p_click", "output"))])
+def test_columns_that_cannot_be_kept(
+    in_trained: Any, recsys: Recsys, tmp_path: Path, keep: str, words: tuple[str, ...]
+) -> None:
+    source = tmp_path / "new.parquet"
+    pl.read_parquet(in_trained.events).with_columns(p_click=0.5).write_parquet(source)
+    outcome = recsys("score", "models:/small@challenger", source, tmp_path / "out.parquet", "--keep", keep)
+    refused(outcome, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["new.parquet"]
+
+
+def test_demo_elsewhere_than_in_the_repository(recsys: Recsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(recsys("demo"), "configs/synthetic.yaml", "root of the repository")

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import yaml
 
+from features.errors import ArtifactError
 from recsys.serving.registry import Registry
 from recsys.serving.scorer import Scorer
 
@@ -104,9 +105,12 @@ def test_prepare_again_when_the_source_changed(world: Any, recsys: Callable[...,
 
 def test_dry_run_trains_nothing(in_trained: Any, recsys: Callable[..., Any]) -> None:
     runs = sorted((in_trained.folder / "work" / "small" / "runs").iterdir())
-    outcome = recsys("train", in_trained.config, "--dry-run", "embedding.rows=700", "--json")
-    assert outcome.code == 0
-    assert outcome.json["table_rows"] >= 700
+    # half a terabyte: more than could be allocated
+    outcome = recsys(
+        "train", in_trained.config, "--dry-run", "embedding.rows=2000000000", "embedding.width=64", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["table_rows"] >= 2_000_000_000
     assert {line["feature"] for line in outcome.json["plan"]} == {"user", "item", "city", "tags", "hour", "user_city"}
     assert outcome.json["network_parameters"] > 0
     assert "shared" in outcome.err
@@ -121,8 +125,10 @@ def test_same_config_gives_the_same_weights_and_resume_of_a_whole_run_changes_no
     assert first["run"] != second["run"]
     weights = [sha256(Path(run["bundle"]) / "weights.safetensors") for run in (first, second)]
     assert weights[0] == weights[1]
-    resumed = recsys("train", world.config, "--resume", "--json").json
-    assert resumed["run"] == second["run"]
+    outcome = recsys("train", world.config, "--resume", "--json")
+    resumed = outcome.json
+    assert resumed == second
+    assert "finished already" in outcome.err
     assert sha256(Path(resumed["bundle"]) / "weights.safetensors") == weights[1]
 
 
@@ -170,6 +176,62 @@ def test_a_failed_gate_exits_1_and_is_not_registered(in_trained: Any, recsys: Ca
     assert outcome.code == 1
     assert outcome.json["gates_failed"] == ["auc"]
     assert "FAILED" in outcome.err
+
+
+def test_a_run_that_missed_a_gate_is_not_registered(world: Any, recsys: Callable[..., Any]) -> None:
+    world.write(gates={"auc": {"min": 0.9999}})
+    for verb in ("prepare", "train"):
+        assert recsys(verb, world.config).code == 0
+    unchecked = recsys("register", world.config)
+    assert unchecked.code == 2
+    assert "recsys evaluate" in unchecked.err
+    assert recsys("evaluate", world.config).code == 1
+    outcome = recsys("register", world.config, "--json")
+    assert outcome.code == 1
+    assert outcome.json == {"run": "0001", "gates_failed": ["auc"]}
+    assert "not registered: run 0001 failed a gate (auc)" in outcome.err
+    with pytest.raises(ArtifactError, match="no such registered model"):
+        Registry(store_uri(world)).resolve("models:/small@challenger")
+
+
+def test_the_validation_split_leaves_the_test_result_alone(world: Any, recsys: Callable[..., Any]) -> None:
+    assert recsys("run", world.config).code == 0
+    folder = world.folder / "work" / "small" / "runs" / "0001"
+    names = ("evaluation.json", "report.html", "pictures/roc.png")
+    before = [sha256(folder / name) for name in names]
+    outcome = recsys("evaluate", world.config, "--split", "valid", "gates.auc.min=0.9999", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["gates"] == []
+    assert [sha256(folder / name) for name in names] == before
+    assert json.loads((folder / "evaluation-valid.json").read_text())["split"] == "valid"
+    assert outcome.json["report"].endswith("report-valid.html")
+    assert (folder / "pictures-valid" / "roc.png").is_file()
+
+
+def test_the_signature_is_of_the_spec_it_was_trained_with(world: Any, recsys: Callable[..., Any]) -> None:
+    world.write()
+    for verb in ("prepare", "train"):
+        assert recsys(verb, world.config).code == 0
+    assert recsys("register", world.config, "spec.features.0.column=someone").code == 0
+    columns = Registry(store_uri(world)).load_pyfunc("models:/small@challenger").metadata.get_input_schema()
+    assert "user" in columns.input_names()
+    assert "someone" not in columns.input_names()
+
+
+def test_resume_without_the_mlflow_store_begins_a_new_mlflow_run(world: Any, recsys: Callable[..., Any]) -> None:
+    world.write()
+    assert recsys("prepare", world.config).code == 0
+    first = recsys("train", world.config, "--json").json
+    # as if it was cut after the last epoch
+    (world.folder / first["folder"] / "train.json").unlink()
+    elsewhere = f"sqlite:///{world.folder / 'new.db'}"
+    outcome = recsys("train", world.config, "--resume", f"tracking.uri={elsewhere}", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "a new one is begun" in outcome.err
+    assert outcome.json["run"] == first["run"]
+    assert outcome.json["mlflow_run_id"] != first["mlflow_run_id"]
+    assert Registry(elsewhere).has_run(outcome.json["mlflow_run_id"])
+    assert recsys("register", world.config, f"tracking.uri={elsewhere}").code == 0
 
 
 def test_run_with_a_failed_gate_does_not_register(world: Any, recsys: Callable[..., Any]) -> None:

@@ -3,8 +3,9 @@
 import io
 from contextlib import redirect_stderr, redirect_stdout
 
-from pipelines.console import Console, bytes_text, text_of
+from pipelines.console import Console, bytes_text
 from pipelines.progress import Listeners, ProgressListener
+from recsys.evaluation.report import cell_text
 
 
 def test_without_a_terminal_there_are_no_control_codes() -> None:
@@ -39,5 +40,5 @@ def test_training_is_told_in_plain_lines() -> None:
 
 
 def test_numbers_as_text() -> None:
-    assert [text_of(0.0), text_of(12345.6), text_of(-0.00012)] == ["0", "12,346", "-0.00012"]
+    assert [cell_text(0.0), cell_text(12345.6), cell_text(-0.00012)] == ["0", "12,346", "-0.00012"]
     assert [bytes_text(999), bytes_text(1000), bytes_text(2.5e9)] == ["999 B", "1.0 kB", "2.5 GB"]

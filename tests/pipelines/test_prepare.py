@@ -5,31 +5,54 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pytest
 
-from pipelines.config import config_from
+from features.store import build_store
+from pipelines.config import ExperimentConfig, config_from
 from pipelines.console import Console
-from pipelines.prepare import open_store, prepare
+from pipelines.prepare import dropped_of, open_store, prepare
+
+FRAME = pl.DataFrame({"user": [f"u{i % 7}" for i in range(300)], "click": [i % 3 == 0 for i in range(300)]})
 
 
-def test_changed_raw_files_are_prepared_again_and_missing_ones_do_not_stop_training(tmp_path: Path) -> None:
-    raw = tmp_path / "events.parquet"
-    frame = pl.DataFrame({"user": [f"u{i % 7}" for i in range(300)], "click": [i % 3 == 0 for i in range(300)]})
-    frame.write_parquet(raw)
-    config = config_from(
+@pytest.fixture
+def config(tmp_path: Path) -> ExperimentConfig:
+    FRAME.write_parquet(tmp_path / "events.parquet")
+    return config_from(
         {
             "name": "events",
             "workspace": str(tmp_path / "work"),
-            "data": {"source": str(raw), "split": {"kind": "random", "fractions": [0.6, 0.2, 0.2], "seed": 0}},
+            "data": {
+                "source": str(tmp_path / "events.parquet"),
+                "split": {"kind": "random", "fractions": [0.6, 0.2, 0.2], "seed": 0},
+            },
             "spec": {"features": [{"type": "id", "name": "user"}], "labels": ["click"]},
         }
     )
-    console = Console(quiet=True)
+
+
+def test_changed_raw_files_are_prepared_again_and_missing_ones_do_not_stop_training(config: ExperimentConfig) -> None:
+    raw, console = Path(config.data.source or ""), Console(quiet=True)
     first = prepare(config, console)
     assert not first["reused"]
     assert prepare(config, console)["reused"]
-    frame.tail(200).write_parquet(raw)
+    FRAME.tail(200).write_parquet(raw)
     again = prepare(config, console)
     assert not again["reused"]
     assert sum(again["rows"].values()) == 200
     raw.unlink()
     assert open_store(config).digest == again["digest"]
+
+
+def test_a_store_made_without_prepare_is_made_anew(config: ExperimentConfig) -> None:
+    store = build_store(FRAME.lazy(), config.spec, config.data.split, config.store_folder)
+    assert dropped_of(store) == {}
+    assert not prepare(config, Console(quiet=True))["reused"]
+
+
+def test_a_store_whose_spec_another_release_wrote_is_made_anew(config: ExperimentConfig) -> None:
+    console = Console(quiet=True)
+    prepare(config, console)
+    (config.store_folder / "spec.json").write_text('{"features": [], "of_another_release": true}')
+    assert not prepare(config, console)["reused"]
+    assert prepare(config, console)["reused"]

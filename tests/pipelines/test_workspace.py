@@ -1,5 +1,6 @@
 """Run folders count up, and files appear whole or not at all."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def config(tmp_path: Path) -> ExperimentConfig:
 
 
 def finish(run: Run) -> Run:
-    write_bytes(run.bundle / "bundle.json", b"{}")
+    run.write("train.json", {})
     return run
 
 
@@ -31,6 +32,19 @@ def test_runs_count_up_and_keep_their_config(config: ExperimentConfig) -> None:
     assert [first.name, second.name] == ["0001", "0002"]
     assert runs_of(config) == [first, second]
     assert "name: x" in (first.folder / "config.yaml").read_text()
+
+
+def test_trainings_that_begin_together_get_a_folder_each(config: ExperimentConfig) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: new_run(config), range(40)))
+    assert sorted(run.name for run in runs) == [f"{i:04d}" for i in range(1, 41)]
+    assert runs_of(config) == sorted(runs, key=lambda run: run.name)
+
+
+def test_a_bundle_without_a_summary_is_no_trained_run(config: ExperimentConfig) -> None:
+    run = new_run(config)
+    write_bytes(run.bundle / "bundle.json", b"{}")
+    assert not run.trained
 
 
 def test_the_newest_finished_run_is_the_trained_one(config: ExperimentConfig) -> None:

@@ -54,3 +54,19 @@ def test_names_that_are_none(registry: Registry) -> None:
             registry.resolve(uri)
     with pytest.raises(ArtifactError, match=r"no such registered model.*an empty registry"):
         registry.resolve("models:/a@b")
+
+
+def test_a_model_is_found_among_many(tmp_path: Path) -> None:
+    registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for i in range(105):
+        registry._client.create_registered_model(f"model-{i:03d}")
+    registry._client.create_model_version("model-104", str(tmp_path))
+    assert registry.resolve("models:/model-104/1").version == 1
+    with pytest.raises(ArtifactError, match="did you mean 'model-000'"):
+        registry.resolve("models:/modell-000/1")
+
+
+def test_a_reader_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no MLflow store"):
+        Registry(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}", create=False)
+    assert list(tmp_path.iterdir()) == []
