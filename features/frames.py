@@ -8,6 +8,11 @@ import polars as pl
 
 from features.errors import DataError, list_names, nearest
 
+SPLIT_COLUMN = "__split__"
+"""The column that names the split of a row."""
+ROW_COLUMN = "__row__"
+"""The number of a row while rows are divided."""
+
 
 def iterate(frame: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
     """Yields the rows in order, `rows` at a time (the last piece may be shorter).
@@ -47,11 +52,12 @@ def require_column(name: str, known: Mapping[str, object], *, role: str | None =
         DataError: It is not; names the columns there are and the nearest one.
     """
     if name not in known:
-        close = nearest(name, known)
+        given = [column for column in known if column not in (SPLIT_COLUMN, ROW_COLUMN)]
+        close = nearest(name, given)
         raise DataError(
             "column is missing" if role is None else f"column is missing (the spec's {role})",
             field=name,
-            found=f"columns {list_names(known)}",
+            found=f"columns {list_names(given)}",
             mend=f"did you mean {close!r}?" if close else "add the column or change the spec",
         )
 

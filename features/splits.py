@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import polars as pl
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from features.errors import ConfigError, DataError
 from features.fingerprint import mix_expr
-from features.frames import require_column, schema_of
+from features.frames import ROW_COLUMN, SPLIT_COLUMN, first_line, require_column, schema_of
 from features.ops.text import is_text, number_expr, time_expr, whole_expr
 from features.spec import FeatureSpec
 from features.validation import Strict
 
 SPLITS = ("train", "valid", "test")
-SPLIT_COLUMN = "__split__"
-_INDEX = "__row__"
 
 Fractions = tuple[float, float, float]
 
@@ -24,6 +22,18 @@ Fractions = tuple[float, float, float]
 class _Fractional(Strict):
     fractions: Fractions = (0.8, 0.1, 0.1)
     """Shares of train, valid and test; they sum to 1."""
+
+    @field_validator("fractions", mode="before")
+    @classmethod
+    def _check_three(cls, fractions: Any) -> Any:
+        if isinstance(fractions, list | tuple) and len(fractions) != 3:
+            raise ConfigError(
+                "wrong number of fractions",
+                field="split.fractions",
+                found=list(fractions),
+                expected="three fractions: train, valid, test",
+            )
+        return fractions
 
     @model_validator(mode="after")
     def _check(self) -> _Fractional:
@@ -100,7 +110,7 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec) -> pl.Laz
         spec: Names the time and the group column.
 
     Raises:
-        DataError: A key column is missing or has missing values.
+        DataError: A key column is missing or has missing values, or a column has a name of ours.
         ConfigError: The split needs a column that neither it nor the spec names.
 
     Example:
@@ -112,6 +122,9 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec) -> pl.Laz
         ['train', 'train', 'train', 'test', 'valid']
     """
     schema = schema_of(frame)
+    for column in (SPLIT_COLUMN, ROW_COLUMN):
+        if column in schema:
+            raise DataError("this name is taken: we give it to a column of our own", field=column, mend="rename it")
     if isinstance(split, RandomSplit):
         return _random(frame, split)
     if isinstance(split, ColumnSplit):
@@ -130,7 +143,10 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec) -> pl.Laz
     keys = list(dict.fromkeys([*columns, *([group] if group else [])]))
     for column in keys:
         require_column(column, schema, role="split")
-    values = frame.select(keys).with_row_index(_INDEX).collect()
+    try:
+        values = frame.select(keys).with_row_index(ROW_COLUMN).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError("data cannot be read", found=first_line(error), mend="check the input files") from error
     for column in keys:
         if missing := values.get_column(column).null_count():
             raise DataError(
@@ -164,28 +180,34 @@ def _random(frame: pl.LazyFrame, split: RandomSplit) -> pl.LazyFrame:
     train, valid, _ = split.fractions
     # Seeds that follow each other must not give shifted copies of one another: mix the seed by itself first.
     seed = mix_expr(pl.lit(split.seed, dtype=pl.UInt64) ^ pl.lit(0xA0761D6478BD642F, dtype=pl.UInt64))
-    draw = mix_expr(mix_expr(pl.col(_INDEX).cast(pl.UInt64)) ^ seed)
+    draw = mix_expr(mix_expr(pl.col(ROW_COLUMN).cast(pl.UInt64)) ^ seed)
 
     def below(share: float) -> pl.Expr:
         return draw < pl.lit(min(int(share * 2.0**64), 2**64 - 1), dtype=pl.UInt64)
 
     name = pl.when(below(train)).then(pl.lit("train")).when(below(train + valid)).then(pl.lit("valid"))
-    return frame.with_row_index(_INDEX).with_columns(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN)).drop(_INDEX)
+    return (
+        frame.with_row_index(ROW_COLUMN)
+        .with_columns(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN))
+        .drop(ROW_COLUMN)
+    )
 
 
 def _by_time(values: pl.DataFrame, columns: list[str], split: TimeSplit) -> pl.DataFrame:
-    ordered = values.sort([*columns, _INDEX]).select(_INDEX).with_row_index("place")
+    ordered = values.sort([*columns, ROW_COLUMN]).select(ROW_COLUMN).with_row_index("place")
     train, valid, _ = split.fractions
     first, second = round(values.height * train), round(values.height * (train + valid))
     name = pl.when(pl.col("place") < first).then(pl.lit("train")).when(pl.col("place") < second).then(pl.lit("valid"))
-    return ordered.sort(_INDEX).select(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN))
+    return ordered.sort(ROW_COLUMN).select(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN))
 
 
 def _last(values: pl.DataFrame, columns: list[str], group: str) -> pl.DataFrame:
-    ordered = values.sort([*columns, _INDEX])
+    ordered = values.sort([*columns, ROW_COLUMN])
     from_end = pl.len().over(group) - 1 - pl.int_range(pl.len()).over(group)
     name = pl.when(from_end == 0).then(pl.lit("test")).when(from_end == 1).then(pl.lit("valid"))
-    return ordered.with_columns(name.otherwise(pl.lit("train")).alias(SPLIT_COLUMN)).sort(_INDEX).select(SPLIT_COLUMN)
+    return (
+        ordered.with_columns(name.otherwise(pl.lit("train")).alias(SPLIT_COLUMN)).sort(ROW_COLUMN).select(SPLIT_COLUMN)
+    )
 
 
 def _text(value: str | int | bool) -> str:

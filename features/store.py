@@ -5,10 +5,12 @@ Shards are uncompressed Arrow IPC with fixed-size lists: a shard maps into memor
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ from features.columns import Columns, column_types, record_batch
 from features.errors import ArtifactError, DataError, list_names
 from features.files import cannot_write, md5_of, read_json, write_json
 from features.fingerprint import FINGERPRINT_VERSION
-from features.frames import iterate
+from features.frames import SPLIT_COLUMN, iterate
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
 from features.spec import FeatureSpec, digest_json
-from features.splits import SPLIT_COLUMN, SPLITS, Split, assign_split, drop_reason
+from features.splits import SPLITS, Split, assign_split, drop_reason
 from features.validation import validate
 
 STORE_VERSION = 1
@@ -70,14 +72,18 @@ def build_store(
     if shard_rows < 1:
         raise DataError("shard_rows is not positive", field="shard_rows", found=shard_rows)
     _check_free(folder)
-    with _whole_or_nothing(folder) as partial:
+    with _whole_or_nothing(folder) as partial, _naming(source or {}):
         assigned = assign_split(events.lazy(), split, spec)
         pipeline = FeaturePipeline(spec)
-        _check_not_empty(assigned, split)
+        rows, dropped = _count(assigned, split)
+        # A row of no split is never looked at: its label and values may be anything.
+        assigned = assigned.filter(pl.col(SPLIT_COLUMN).is_not_null()) if dropped else assigned
         pipeline.fit(assigned.filter(pl.col(SPLIT_COLUMN) == "train"))
         manifest = _write_shards(partial, assigned, pipeline, shard_rows, progress)
-        dropped = manifest.pop("rows_dropped")
+        if sum(manifest["rows"].values()) != rows:
+            raise DataError("rows were lost", found=manifest["rows"], expected=rows, mend="report this")
         manifest |= {
+            "rows_read": rows + dropped,
             "version": STORE_VERSION,
             "fingerprint_version": FINGERPRINT_VERSION,
             "spec_digest": spec.digest(),
@@ -91,7 +97,9 @@ def build_store(
         pipeline.save(partial / _PIPELINE)
         write_json(partial / _SPEC, spec.model_dump(mode="json"))
         write_json(partial / _MANIFEST, manifest)
-    return Store.open(folder)
+        store = Store.open(partial)
+    store.folder = folder
+    return store
 
 
 class Store:
@@ -283,12 +291,11 @@ def _write_shards(
 ) -> dict[str, Any]:
     types = column_types(pipeline.layout, labels=True)
     encoded = pipeline.transform(assigned, keep=[SPLIT_COLUMN])
-    rows_read = rows_dropped = 0
+    rows_read = 0
     try:
         writers = {name: _ShardWriter(folder, name, types, shard_rows) for name in SPLITS}
         for piece in iterate(encoded, _READ_ROWS):
             rows_read += piece.height
-            rows_dropped += piece.get_column(SPLIT_COLUMN).null_count()
             for name, writer in writers.items():
                 writer.add(piece.filter(pl.col(SPLIT_COLUMN) == name).drop(SPLIT_COLUMN))
             if progress is not None:
@@ -300,11 +307,7 @@ def _write_shards(
     except (OSError, pa.ArrowException) as error:
         raise cannot_write(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
     rows = {name: writer.rows for name, writer in writers.items()}
-    if rows_read != sum(rows.values()) + rows_dropped:
-        raise DataError("rows were lost", found=rows, expected=rows_read - rows_dropped, mend="report this")
     manifest: dict[str, Any] = {
-        "rows_read": rows_read,
-        "rows_dropped": rows_dropped,
         "rows": rows,
         "shards": {name: writer.shards for name, writer in writers.items()},
         "label_means": {
@@ -318,7 +321,8 @@ def _write_shards(
     return manifest
 
 
-def _check_not_empty(assigned: pl.LazyFrame, split: Split) -> None:
+def _count(assigned: pl.LazyFrame, split: Split) -> tuple[int, int]:
+    """Returns the number of rows in splits, none of which is empty, and of rows in none."""
     try:
         found = dict(assigned.group_by(SPLIT_COLUMN).len().collect().iter_rows())
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -335,35 +339,103 @@ def _check_not_empty(assigned: pl.LazyFrame, split: Split) -> None:
                 found={str(key): count for key, count in found.items()},
                 mend="give more rows or other fractions or values",
             )
+    dropped = found.pop(None, 0)
+    return sum(found.values()), dropped
 
 
 def _check_free(folder: Path) -> None:
-    if folder.exists() and not (folder / _MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    # One look, as another process may be about to replace the folder.
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        names = [folder.name] if folder.exists() else []
+    if names and _MANIFEST not in names:
         raise ArtifactError(
             "something that is no prepared data is there already", field=str(folder), mend="choose another folder"
         )
 
 
 @contextmanager
+def _naming(source: dict[str, Any]) -> Iterator[None]:
+    """Names the source in an error that names no column."""
+    try:
+        yield
+    except DataError as error:
+        name = source.get("source") or source.get("recipe")
+        if error.field is not None or name is None:
+            raise
+        raise DataError(
+            error.what, field=str(name), found=error.found, expected=error.expected, mend=error.mend
+        ) from error
+
+
+@contextmanager
 def _whole_or_nothing(folder: Path) -> Iterator[Path]:
     """Gives a folder to write into, which takes the place of `folder` at the end, or vanishes on an error."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
     try:
-        # What a killed process left behind.
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_leftovers(folder)
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _replace(partial, folder, old)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise cannot_write(folder, error) from error
         raise
+
+
+def _replace(partial: Path, folder: Path, old: Path) -> None:
+    """Gives `partial` the name of `folder`, also while another process does the same: the last one stays."""
+    try:
+        while True:
+            try:
+                os.replace(partial, folder)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.replace(folder, old)
+    finally:
+        _put_back(old, folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left beside `folder`; those that still run keep theirs."""
+    if not folder.parent.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.([0-9]+)\.(partial|old)")
+    for path in folder.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match is None or (int(match[1]) != os.getpid() and _runs(int(match[1]))):
+            continue
+        if match[2] == "old":
+            _put_back(path, folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    """Removes the store that was replaced, or gives it its name back if nothing took its place."""
+    if old.exists() and not folder.exists():
+        # Another process may have put its own there meanwhile.
+        with suppress(OSError):
+            os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from features.errors import DataError
@@ -34,6 +35,7 @@ _MEND = {
     "integer": "declare dtype: string, or mend the column",
     "boolean": "declare dtype: string, or mend the column",
 }
+_MEND_LIST = "declare type: ids, which takes a list of plain values"
 
 
 def hash_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: str) -> tuple[pl.Expr, list[Problem]]:
@@ -80,8 +82,8 @@ def hash_encoder(declared: IdDtype, column: str) -> Callable[[Any], int]:
         return encode(value)
 
     def bad_value(value: Any) -> DataError:
-        problem = Problem(column, pl.lit(False), _WRONG_VALUE[declared], _EXPECTED[declared], _MEND[declared])
-        return problem.error(value)
+        mend = _MEND_LIST if isinstance(value, list | tuple | np.ndarray) else _MEND[declared]
+        return Problem(column, pl.lit(False), _WRONG_VALUE[declared], _EXPECTED[declared], mend).error(value)
 
     return encode_string if declared == "string" else encode_other
 
@@ -146,4 +148,5 @@ def _text_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: st
         if dtype.is_integer() or dtype.is_float():
             text = pl.when(value == 1).then(pl.lit("true")).when(value == 0).then(pl.lit("false"))
             return text.otherwise(None), value.is_not_null() & ~((value == 0) | (value == 1))
-    raise wrong_dtype(column, dtype, _EXPECTED[declared], _MEND[declared])
+    mend = _MEND_LIST if isinstance(dtype, pl.List | pl.Array) else _MEND[declared]
+    raise wrong_dtype(column, dtype, _EXPECTED[declared], mend)

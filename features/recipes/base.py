@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,22 +55,28 @@ class Recipe(Protocol):
         ...
 
 
-def find_data(subfolder: str, how_to_get: str = "") -> Path:
+def find_data(subfolder: str, how_to_get: str = "", *, also: Sequence[str] = ()) -> Path:
     """Returns the folder of a data set under RECSYS_DATA, by default `../shared/data` beside the working folder.
+
+    Args:
+        subfolder: The name of its folder.
+        how_to_get: Advice for the error.
+        also: Other names that the folder may have, such as the one inside the archive.
 
     Raises:
         DataError: It is not there; says how to get it.
     """
     root = Path(os.environ.get(DATA_VARIABLE) or Path.cwd().parent / "shared" / "data")
-    folder = root / subfolder
-    if not folder.is_dir():
-        advice = f"{how_to_get} " if how_to_get else ""
-        raise DataError(
-            "data set is not on this machine",
-            field=str(folder),
-            mend=f"{advice}Put it into a folder named {subfolder} and set {DATA_VARIABLE} to the folder above it",
-        )
-    return folder
+    names = (subfolder, *also)
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    advice = f"{how_to_get} " if how_to_get else ""
+    raise DataError(
+        "data set is not on this machine",
+        field=str(root / subfolder),
+        mend=f"{advice}Put it into a folder named {' or '.join(names)} and set {DATA_VARIABLE} to the folder above it",
+    )
 
 
 def require_file(folder: Path, names: list[str], how_to_get: str) -> Path:

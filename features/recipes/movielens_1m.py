@@ -70,7 +70,7 @@ class MovieLens1M:
 
     def files(self, folder: Path | None = None, **params: Any) -> list[Path]:
         """Returns the files of ratings, users and movies."""
-        folder = find_data("movielens-1m", _HOW_TO_GET) if folder is None else Path(folder)
+        folder = find_data("movielens-1m", _HOW_TO_GET, also=["ml-1m"]) if folder is None else Path(folder)
         names = (["ratings.dat", "ratings.parquet"], ["users.dat"], ["movies.dat"])
         return [require_file(folder, options, _HOW_TO_GET) for options in names]
 

@@ -291,6 +291,13 @@ def test_a_wrong_dtype_is_refused_by_both(feature, values):
         pipeline.encode({"x": values[0]})
 
 
+def test_a_list_under_id_advises_ids():
+    pipeline = pipeline_of({"type": "id", "name": "x"})
+    for action in (lambda: pipeline.encode({"x": ["a"]}), lambda: pipeline.transform(pl.DataFrame({"x": [["a"]]}))):
+        with pytest.raises(DataError, match=r"x: .*Mend: declare type: ids"):
+            action()
+
+
 def test_known_times():
     pipeline = pipeline_of(
         {"type": "time", "name": "hour", "column": "x", "part": "hour"},

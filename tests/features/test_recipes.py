@@ -163,6 +163,13 @@ def test_find_data(tmp_path, monkeypatch):
         RECIPES["movielens_1m"].load()
     (tmp_path / "movielens-1m").mkdir()
     assert find_data("movielens-1m") == tmp_path / "movielens-1m"
+    (tmp_path / "movielens-1m").rename(tmp_path / "ml-1m")
+    assert find_data("movielens-1m", also=["ml-1m"]) == tmp_path / "ml-1m"
+    with pytest.raises(DataError, match=r"ml-1m: file is missing.*ratings\.dat"):
+        RECIPES["movielens_1m"].load()
+    (tmp_path / "ml-1m").rmdir()
+    with pytest.raises(DataError, match="folder named movielens-1m or ml-1m and set RECSYS_DATA"):
+        RECIPES["movielens_1m"].load()
     monkeypatch.delenv("RECSYS_DATA")
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")

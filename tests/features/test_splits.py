@@ -99,6 +99,18 @@ def test_missing_and_null_columns():
         names(pl.DataFrame({"t": [1]}), LastPerGroupSplit(columns=["t"]), BARE)
 
 
+@pytest.mark.parametrize("name", ["__split__", "__row__"])
+def test_a_column_with_a_name_of_ours_is_refused(name):
+    with pytest.raises(DataError, match=f"{name}: this name is taken.*Mend: rename it"):
+        names(pl.DataFrame({"t": [1], name: [1]}), RandomSplit())
+
+
+@pytest.mark.parametrize("fractions", [[0.8, 0.2], [0.4, 0.3, 0.2, 0.1], []])
+def test_three_fractions(fractions):
+    with pytest.raises(ConfigError, match=r"Expected: three fractions: train, valid, test"):
+        validate(Config, {"split": {"kind": "random", "fractions": fractions}})
+
+
 class Config(Strict):
     split: SplitConfig
 

@@ -4,6 +4,8 @@ import datetime
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -154,6 +156,43 @@ def test_dropped_rows_are_counted(events, spec, tmp_path):
     assert sum(store.manifest["rows"].values()) == 1000 - missing
 
 
+def test_rows_of_no_split_may_hold_anything(events, spec, tmp_path):
+    values = {"train": ["Oslo"], "valid": ["Zürich"], "test": [""]}
+    split = ColumnSplit(column="city", values=values)
+    outside = pl.col("city").is_null()
+    bad = events.with_columns(
+        click=pl.when(outside).then(None).otherwise(pl.col("click")),
+        p=pl.when(outside).then(7.0).otherwise(pl.col("p")),
+    )
+    store = build_store(bad.lazy(), spec, split, tmp_path / "bad")
+    good = build_store(events.lazy(), spec, split, tmp_path / "good")
+    assert store.digest == good.digest
+    assert store.manifest["rows_read"] == 1000
+    assert sum(store.manifest["dropped"].values()) == events["city"].null_count()
+
+
+def test_an_error_about_the_whole_input_names_the_source(events, spec, tmp_path):
+    source = {"source": "logs/*.parquet"}
+    with pytest.raises(DataError, match=r"logs/\*\.parquet: the input has no rows"):
+        build_store(events.head(0).lazy(), spec, RandomSplit(), tmp_path / "s", source=source)
+    with pytest.raises(DataError, match="click: label is missing"):
+        build_store(events.with_columns(click=None).lazy(), spec, RandomSplit(), tmp_path / "s", source=source)
+    path = tmp_path / "e.parquet"
+    events.write_parquet(path)
+    data = bytearray(path.read_bytes())
+    data[8 : len(data) // 2] = bytes(len(data) // 2 - 8)
+    path.write_bytes(data)
+    for split in (RandomSplit(), TimeSplit()):
+        with pytest.raises(DataError, match=r"^logs/\*\.parquet: data cannot be read"):
+            build_store(scan(path), spec, split, tmp_path / "s", source=source)
+
+
+def test_a_missing_column_lists_no_column_of_ours(events, spec, tmp_path):
+    with pytest.raises(DataError, match="city: column is missing") as caught:
+        build_store(events.drop("city").lazy(), spec, RandomSplit(), tmp_path / "s")
+    assert "__split__" not in str(caught.value)
+
+
 def test_progress_and_source(events, spec, tmp_path):
     seen = []
     store = build_store(
@@ -264,6 +303,49 @@ def test_an_error_half_way_leaves_nothing_and_keeps_the_old(store, events, spec,
     second = build_store(events.lazy(), spec, RandomSplit(seed=9), tmp_path / "s")
     assert Store.open(tmp_path / "s").digest == second.digest != first.digest
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_leftovers_of_dead_processes_go_and_of_running_ones_stay(store, events, spec, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for kind in ("partial", "old"):
+        for process in (dead.pid, os.getppid()):
+            (tmp_path / f".s.{process}.{kind}").mkdir()
+    (tmp_path / f".s.t.{dead.pid}.partial").mkdir()
+    build_store(events.lazy(), spec, RandomSplit(), tmp_path / "s")
+    running = {f".s.{os.getppid()}.{kind}" for kind in ("partial", "old")}
+    assert {path.name for path in tmp_path.iterdir()} == {"s", f".s.t.{dead.pid}.partial", *running}
+
+
+def test_a_store_that_a_killed_process_moved_aside_comes_back(store, events, spec, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    shutil.copytree(store.folder, tmp_path / f".s.{dead.pid}.old")
+    with pytest.raises(DataError, match="no rows"):
+        build_store(events.head(0).lazy(), spec, RandomSplit(), tmp_path / "s")
+    assert Store.open(tmp_path / "s").digest == store.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_two_processes_at_once_leave_one_whole_store(events, tmp_path):
+    events.select("city", "click").write_parquet(tmp_path / "e.parquet")
+    program = """if True:
+        import sys
+        from pathlib import Path
+        from features.sources import scan
+        from features.spec import FeatureSpec
+        from features.splits import RandomSplit
+        from features.store import build_store
+
+        spec = FeatureSpec.model_validate({"features": [{"type": "id", "name": "city"}], "labels": ["click"]})
+        folder = Path(sys.argv[1])
+        for _ in range(20):
+            build_store(scan(folder / "e.parquet"), spec, RandomSplit(), folder / "out" / "s")
+    """
+    both = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    Store.open(tmp_path / "out" / "s").verify()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["s"]
 
 
 def test_a_folder_of_something_else_is_not_touched(events, spec, tmp_path):
