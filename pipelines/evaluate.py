@@ -181,7 +181,9 @@ def _track(config: ExperimentConfig, run: Run, result: Mapping[str, Any]) -> Non
     rows: list[tuple[str, float, int]] = []
     for i, (label, metrics) in enumerate(result["tasks"].items()):
         values = result["metrics"] if i == 0 else metrics
-        prefix = split if i == 0 else f"{split}/{label}"
+        # `valid/...` are the training's own curves, which a point at step 0 would spoil
+        head = split if split == "test" else f"{split}-final"
+        prefix = head if i == 0 else f"{head}/{label}"
         rows += [(f"{prefix}/{name}", value, 0) for name, value in values.items() if isinstance(value, int | float)]
     registry.log_metrics(run_id, rows)
     pictures = run.result("pictures", split)

@@ -195,7 +195,10 @@ def test_a_run_that_missed_a_gate_is_not_registered(world: Any, recsys: Callable
 
 
 def test_the_validation_split_leaves_the_test_result_alone(world: Any, recsys: Callable[..., Any]) -> None:
-    assert recsys("run", world.config).code == 0
+    world.write()
+    run_id = recsys("run", world.config, "--json").json["train"]["mlflow_run_id"]
+    client = Registry(store_uri(world))._client
+    curve = client.get_metric_history(run_id, "valid/auc")
     folder = world.folder / "work" / "small" / "runs" / "0001"
     names = ("evaluation.json", "report.html", "pictures/roc.png")
     before = [sha256(folder / name) for name in names]
@@ -206,6 +209,8 @@ def test_the_validation_split_leaves_the_test_result_alone(world: Any, recsys: C
     assert json.loads((folder / "evaluation-valid.json").read_text())["split"] == "valid"
     assert outcome.json["report"].endswith("report-valid.html")
     assert (folder / "pictures-valid" / "roc.png").is_file()
+    assert client.get_metric_history(run_id, "valid/auc") == curve
+    assert client.get_run(run_id).data.metrics["valid-final/auc"] == outcome.json["metrics"]["auc"]
 
 
 def test_the_signature_is_of_the_spec_it_was_trained_with(world: Any, recsys: Callable[..., Any]) -> None:
