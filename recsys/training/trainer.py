@@ -101,6 +101,14 @@ class Trainer:
                 found=config.ema,
                 mend="leave it out, or set embedding.kernel to torch",
             )
+        if model.embedding.table.optimizer != config.optimizer_of_table:
+            raise ConfigError(
+                "the model's table was made for another optimizer",
+                field="train.table_optimizer",
+                found=model.embedding.table.optimizer,
+                expected=config.optimizer_of_table,
+                mend="build the model with optimizer=config.optimizer_of_table",
+            )
         self.model = model
         self.config = config
         self.seed = seed

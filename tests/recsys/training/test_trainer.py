@@ -144,7 +144,9 @@ def test_both_kernels_train_to_the_same_model(store_folder: Path, tmp_path: Path
     store = Store.open(store_folder)
     predictions = []
     for kernel in ("torch", "fbgemm"):
-        model, config = training_job.build(store, table_optimizer="rowwise_adagrad", clip_norm=None, ema=None, epochs=1)
+        model, config = training_job.build(
+            store, table_optimizer="rowwise_adagrad", table_l2=0.0, clip_norm=None, ema=None, epochs=1
+        )
         model = CTRModel(
             store.layout, model.plan, ModelConfig(hidden=(16,)), seed=1, optimizer=TableOptimizer(), kernel=kernel
         )
@@ -229,6 +231,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(store_folder: Path, tmp_path: P
         training_job.run(
             store_folder, tmp_path, clip_norm=None, table_optimizer="sgd", table_learning_rate=1e30, ema=None
         )
+
+
+def test_a_table_made_for_another_optimizer_is_refused(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, _ = training_job.build(store, table_optimizer="sgd")
+    _, config = training_job.build(store, table_optimizer="adam")
+    with pytest.raises(ConfigError, match="another optimizer"):
+        Trainer(model, config, seed=3, folder=tmp_path)
 
 
 def test_a_trainer_fits_once(store_folder: Path, tmp_path: Path) -> None:
