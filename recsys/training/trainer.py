@@ -155,8 +155,7 @@ class Trainer:
             seconds += epoch_seconds
             examples += epoch_examples
             self._end_epoch(valid)
-        best, _ = read_tensors(self.folder / "best.safetensors")
-        self.model.load_tensors(best)
+        load_best(self.model, self.folder)
         rate = examples / seconds if seconds else 0.0
         best_file = self.folder / "best.safetensors"
         result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, best_file)
