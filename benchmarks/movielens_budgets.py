@@ -41,17 +41,6 @@ SMALL_FIELD = 64
 """Distinct values up to which a field is exact in the arm that keeps small fields exact."""
 SEEDS = (0, 1, 2)
 
-SPEC = {
-    "features": [
-        {"name": "user_id", "type": "id", "dtype": "integer"},
-        {"name": "movie_id", "type": "id", "dtype": "integer"},
-        {"name": "gender", "type": "id"},
-        {"name": "age", "type": "id", "dtype": "integer"},
-        {"name": "occupation", "type": "id", "dtype": "integer"},
-        {"name": "zip", "type": "id"},
-    ],
-    "labels": ["label"],
-}
 MODEL = ModelConfig(interaction="dcnv2", cross_layers=1, hidden=(192,))
 TRAIN: dict[str, Any] = {
     "batch_size": 512,
@@ -122,10 +111,12 @@ def measure(settings: Settings) -> Outcome:
     arms: list[tuple[str, str | None]] = [("collisionless", None)]
     arms += list(itertools.product(("multiplexed", "hashed", "hashed_exact"), BUDGETS))
     with tempfile.TemporaryDirectory() as work:
-        spec = validate(FeatureSpec, SPEC)
+        recipe = RECIPES["movielens_1m"]
+        spec = validate(FeatureSpec, recipe.spec_hint)
         for seed in seeds:
-            events = RECIPES["movielens_1m"].load(None)
-            build_store(events, spec, RandomSplit(fractions=(0.8, 0.1, 0.1), seed=seed), Path(work) / str(seed))
+            build_store(
+                recipe.load(None), spec, RandomSplit(fractions=(0.8, 0.1, 0.1), seed=seed), Path(work) / str(seed)
+            )
         runs = []
         workers = min(os.cpu_count() or 1, 8)
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -132,7 +132,7 @@ class Addresser(nn.Module):
         rows = range_reduce(hashes, self._span)
         if not self._all_at_zero:
             rows = rows + self._base
-        if self.has_exact:
+        if self.has_exact and exact_keys.numel():
             keys = hashes.index_select(1, self._key)
             slot = torch.searchsorted(exact_keys, keys).clamp_(max=exact_keys.numel() - 1)
             hit = exact_keys[slot] == keys

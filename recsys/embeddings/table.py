@@ -88,7 +88,6 @@ class TorchTable(Table):
     """The pure torch kernel.  Equal inputs give equal bits, whatever the number of threads."""
 
     weight: Tensor
-    step_count: Tensor
 
     def __init__(self, rows: int, width: int, optimizer: TableOptimizer) -> None:
         super().__init__(rows, width, optimizer)

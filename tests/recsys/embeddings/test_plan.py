@@ -166,6 +166,16 @@ def test_a_misspelt_feature_gets_its_nearest_name() -> None:
         make(list(SIZES), chunks={"features": {"gendre": 2}})
 
 
+def test_an_exact_field_that_training_never_filled_hashes() -> None:
+    layout = Layout(bag_names=("tags",), bag_poolings=("sum",))
+    config = EmbeddingConfig.model_validate({"width": 4, "rows": 100, "exact": {"features": {"tags": True}}})
+    plan = plan_embedding(layout, config, {})
+    module = MultiplexedEmbedding(plan, layout.bag_poolings)
+    _, (rows,) = module.rows(torch.empty(2, 0, dtype=torch.int64), torch.arange(3), torch.tensor([[1, 2]]))
+    assert plan.exact_values == 0
+    assert 0 <= int(rows.min()) <= int(rows.max()) < 100
+
+
 def test_a_model_without_lookups_has_no_table() -> None:
     plan, _ = make(list(SIZES), chunks={"default": 0})
     assert (plan.rows, plan.lookups, plan.table_bytes) == (0, 0, 0)
