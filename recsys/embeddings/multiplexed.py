@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.embeddings.addressing import Addresser, Lookup
+from recsys.embeddings.kernel import KernelName, make_table
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
-from recsys.embeddings.table import Table, TableOptimizer, make_table
+from recsys.embeddings.table import Table, TableOptimizer
 
 
 class MultiplexedEmbedding(nn.Module):
@@ -20,7 +21,7 @@ class MultiplexedEmbedding(nn.Module):
         plan: where every feature's rows lie.
         poolings: "sum" or "mean" for each bag feature, in order.
         optimizer: the table's optimizer.
-        kernel: auto, torch or fbgemm.
+        kernel: auto, torch, numba or fbgemm.
     """
 
     exact_keys: Tensor
@@ -32,7 +33,7 @@ class MultiplexedEmbedding(nn.Module):
         poolings: tuple[str, ...] = (),
         *,
         optimizer: TableOptimizer | None = None,
-        kernel: str = "auto",
+        kernel: KernelName = "auto",
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -44,7 +45,7 @@ class MultiplexedEmbedding(nn.Module):
         self.single_lookups = sum(f.chunks for f in singles)
         self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)], plan.hash_seed)
         self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
-        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel)
+        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         """Looks all features up.

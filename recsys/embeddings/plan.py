@@ -18,6 +18,7 @@ from features.errors import ArtifactError, ConfigError, nearest
 from features.layout import Layout
 from recsys.embeddings.addressing import HASH_VERSION, exact_key
 from recsys.embeddings.config import EmbeddingConfig
+from recsys.embeddings.formats import FormatName, RowFormat
 
 INDEX_BYTES = 12
 """Bytes of one entry of the exact index: an int64 key and an int32 row."""
@@ -57,6 +58,7 @@ class EmbeddingPlan:
     features: tuple[FeaturePlan, ...]
     """Single-valued features in layout order, then bags in layout order."""
     init_scale: float
+    format: FormatName = "fp32"
     hash_seed: int = 0
     hash_version: int = HASH_VERSION
     exact_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
@@ -66,6 +68,11 @@ class EmbeddingPlan:
     def exact_values(self) -> int:
         """Entries of the exact index."""
         return sum(f.values for f in self.features if f.region == "exact")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a stored row, its scale included."""
+        return RowFormat(self.format, self.width).row_bytes
 
     @property
     def lookups(self) -> int:
@@ -79,8 +86,8 @@ class EmbeddingPlan:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of everything indexed by ids: fp32 rows and the exact index."""
-        return self.rows * self.width * 4 + self.exact_values * INDEX_BYTES
+        """Bytes of everything indexed by ids: rows, their scales, and the exact index."""
+        return self.rows * self.row_bytes + self.exact_values * INDEX_BYTES
 
     def summary(self) -> list[dict[str, Any]]:
         """One line a feature: region, distinct values, chunks, width, rows it can reach, bytes of its own rows."""
@@ -97,7 +104,7 @@ class EmbeddingPlan:
                     "chunks": f.chunks,
                     "width": f.chunks * self.width,
                     "rows": exact_rows or (f.span if f.chunks else 0),
-                    "bytes": own * self.width * 4 + (f.values * INDEX_BYTES if f.region == "exact" else 0),
+                    "bytes": own * self.row_bytes + (f.values * INDEX_BYTES if f.region == "exact" else 0),
                 }
             )
         return lines
@@ -109,6 +116,7 @@ class EmbeddingPlan:
             "width": self.width,
             "rows": self.rows,
             "init_scale": self.init_scale,
+            "format": self.format,
             "hash_seed": self.hash_seed,
             "hash_version": self.hash_version,
             "features": [asdict(f) for f in self.features],
@@ -130,7 +138,15 @@ class EmbeddingPlan:
                 mend="train it again, or load it with the release that wrote it",
             )
         features = tuple(FeaturePlan(**f) for f in data["features"])
-        plan = cls(data["kind"], data["width"], data["rows"], features, data["init_scale"], data["hash_seed"])
+        plan = cls(
+            data["kind"],
+            data["width"],
+            data["rows"],
+            features,
+            data["init_scale"],
+            data["format"],
+            data["hash_seed"],
+        )
         n = plan.exact_values
         return replace(plan, exact_keys=np.zeros(n, np.int64), exact_rows=np.zeros(n, np.int32))
 
@@ -184,6 +200,7 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         rows=end,
         features=tuple(features),
         init_scale=config.init_scale,
+        format=config.format,
         hash_seed=config.hash_seed,
         exact_keys=keys,
         exact_rows=rows,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError
 from features.layout import Layout
+from recsys.embeddings.kernel import KernelName
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.embeddings.table import TableOptimizer
@@ -43,7 +44,7 @@ class CTRModel(nn.Module):
         *,
         seed: int = 0,
         optimizer: TableOptimizer | None = None,
-        kernel: str = "auto",
+        kernel: KernelName = "auto",
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -113,9 +114,9 @@ class CTRModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors that make up the model, by name: network, table and exact index."""
+        """The tensors that make up the model, by name: network, table as it is stored, exact index."""
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
-        out["table"] = self.embedding.table.weights()
+        out["table"] = self.embedding.table.stored()
         out["exact_keys"] = self.embedding.exact_keys
         out["exact_rows"] = self.embedding.exact_rows
         return out
@@ -129,12 +130,15 @@ class CTRModel(nn.Module):
         """
         for name, own in self.tensors().items():
             given = tensors.get(name)
-            if given is None or given.shape != own.shape:
+            if given is None or given.shape != own.shape or given.dtype != own.dtype:
                 raise ArtifactError(
                     "the weights belong to another model",
                     field=name,
-                    found="nothing" if given is None else f"shape {tuple(given.shape)}",
-                    expected=f"shape {tuple(own.shape)}",
+                    found="nothing" if given is None else f"shape {tuple(given.shape)} {given.dtype}",
+                    expected=f"shape {tuple(own.shape)} {own.dtype}",
                     mend="use the config the weights were trained with",
                 )
-            own.copy_(given)
+            if name == "table":
+                self.embedding.table.load_stored(given)
+            else:
+                own.copy_(given)

@@ -20,11 +20,16 @@ class TrainConfig(Strict):
     learning_rate: float = Field(1e-3, gt=0)
     """Adam's rate for the network."""
     table_optimizer: OptimizerName = "rowwise_adagrad"
-    """rowwise_adagrad: one state a row; adam: on the rows touched, two states a float; sgd."""
+    """rowwise_adagrad: one state a row; adam: on the rows touched, two states a value; rmsprop: Adam with beta1 = 0
+    over the whole table, one state a value, good where ids are rare; rowwise_adam, rowwise_rmsprop: one second moment
+    a row; sgd: none."""
     table_learning_rate: float = Field(0.05, gt=0)
     """The table's rate."""
     table_l2: float = Field(0.0, ge=0)
     """Pull of the table's rows towards 0 whenever they are touched, added to their gradient."""
+    table_master: bool = False
+    """Train a table of a low-bit format on an fp32 copy, rounded for every lookup (quantisation-aware): better at int4
+    and int2, at the memory of fp32; else the stored rows are trained with stochastic rounding."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How both rates fall to 0 over `epochs`."""
     warmup_steps: int = Field(0, ge=0)
@@ -49,4 +54,4 @@ class TrainConfig(Strict):
     @property
     def optimizer_of_table(self) -> TableOptimizer:
         """The table's optimizer, for the model that is to be trained."""
-        return TableOptimizer(self.table_optimizer, l2=self.table_l2)
+        return TableOptimizer(self.table_optimizer, l2=self.table_l2, master=self.table_master)

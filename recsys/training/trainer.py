@@ -14,7 +14,8 @@ from torch import Tensor
 
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
-from recsys.embeddings.table import FbgemmTable, TorchTable
+from recsys.embeddings.fbgemm_table import FbgemmTable
+from recsys.embeddings.torch_table import TorchTable
 from recsys.evaluation.metrics import evaluate
 from recsys.models.ctr import CTRModel
 from recsys.tensorfile import read_tensors, write_tensors
@@ -92,14 +93,14 @@ class Trainer:
                 "the fbgemm kernel steps inside backward, so its gradient cannot be clipped",
                 field="train.clip_norm",
                 found=config.clip_norm,
-                mend="leave it out, or set embedding.kernel to torch",
+                mend="leave it out, or set embedding.kernel to auto",
             )
         if config.ema is not None and not isinstance(model.embedding.table, TorchTable):
             raise ConfigError(
-                "the moving average of weights needs the torch kernel",
+                "the fbgemm kernel keeps no moving average of weights",
                 field="train.ema",
                 found=config.ema,
-                mend="leave it out, or set embedding.kernel to torch",
+                mend="leave it out, or set embedding.kernel to auto",
             )
         if model.embedding.table.optimizer != config.optimizer_of_table:
             raise ConfigError(

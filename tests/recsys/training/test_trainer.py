@@ -19,7 +19,11 @@ import torch
 from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
 from features.loader import Loader
 from features.store import Store
-from recsys.embeddings.table import FbgemmTable, TableOptimizer, TorchTable, fbgemm_available
+from recsys.embeddings.fbgemm_table import FbgemmTable
+from recsys.embeddings.kernel import KernelName, is_installed
+from recsys.embeddings.numba_table import NumbaTable
+from recsys.embeddings.table import TableOptimizer
+from recsys.embeddings.torch_table import TorchTable
 from recsys.evaluation import evaluate
 from recsys.models import CTRModel, ModelConfig
 from recsys.tensorfile import read_tensors, write_tensors
@@ -139,22 +143,24 @@ def test_every_table_optimizer_learns(store_folder: Path, tmp_path: Path, optimi
     assert result.best_metrics["auc"] > 0.68
 
 
-@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
-def test_both_kernels_train_to_the_same_model(store_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
+def test_all_kernels_train_to_the_same_model(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
     predictions = []
-    for kernel in ("torch", "fbgemm"):
+    kernels: dict[KernelName, type] = {"torch": TorchTable, "fbgemm": FbgemmTable, "auto": NumbaTable}
+    for kernel, table in kernels.items():
         model, config = training_job.build(
             store, table_optimizer="rowwise_adagrad", table_l2=0.0, clip_norm=None, ema=None, epochs=1
         )
         model = CTRModel(
             store.layout, model.plan, ModelConfig(hidden=(16,)), seed=1, optimizer=TableOptimizer(), kernel=kernel
         )
-        assert isinstance(model.embedding.table, FbgemmTable if kernel == "fbgemm" else TorchTable)
+        assert type(model.embedding.table) is table
         train, valid = training_job.loaders(store, config)
         Trainer(model, config, seed=3, folder=tmp_path / kernel).fit(train, valid)
         predictions.append(predict(model, valid).probabilities)
     np.testing.assert_allclose(predictions[0], predictions[1], atol=1e-4)
+    np.testing.assert_allclose(predictions[0], predictions[2], atol=1e-4)
 
 
 def test_averaged_weights_are_what_is_evaluated_and_kept(store_folder: Path, tmp_path: Path) -> None:
@@ -269,12 +275,12 @@ def test_a_validation_split_of_one_class_is_said(store_folder: Path, tmp_path: P
     assert "auc" not in result.best_metrics
 
 
-@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
+@pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
 def test_fbgemm_refuses_what_it_cannot_do(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
     plan = training_job.build(store)[0].plan
     model = CTRModel(store.layout, plan, ModelConfig(), optimizer=TableOptimizer(), kernel="fbgemm")
-    for settings, text in (({"ema": None}, "cannot be clipped"), ({"clip_norm": None}, "needs the torch kernel")):
+    for settings, text in (({"ema": None}, "cannot be clipped"), ({"clip_norm": None}, "keeps no moving average")):
         config = training_job.build(store, **settings)[1]
         with pytest.raises(ConfigError, match=text):
             Trainer(model, config, seed=0, folder=tmp_path)

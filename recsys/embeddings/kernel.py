@@ -1,0 +1,65 @@
+"""Which kernel a table runs on.
+
+`auto` is the fastest that the machine has (`python -m benchmarks.table_kernels`): numba for every format on a CPU,
+plain torch where numba is not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Literal
+
+from features.errors import ConfigError
+from recsys.embeddings.formats import FormatName, RowFormat
+from recsys.embeddings.table import Table, TableOptimizer
+from recsys.embeddings.torch_table import TorchTable
+
+KernelName = Literal["auto", "torch", "numba", "fbgemm"]
+
+
+def make_table(
+    rows: int, width: int, optimizer: TableOptimizer, kernel: KernelName = "auto", format: FormatName = "fp32"
+) -> Table:
+    """The table on the kernel asked for.
+
+    Raises:
+        ConfigError: the kernel is not installed, or lacks the optimizer or the format; or there is no memory for the
+            table.
+    """
+    if kernel == "auto":
+        kernel = "numba" if is_installed("numba") else "torch"
+    package = {"numba": "numba", "fbgemm": "fbgemm_gpu"}.get(kernel)
+    if package and not is_installed(package):
+        raise ConfigError(
+            f"{kernel} is not installed",
+            field="embedding.kernel",
+            found=kernel,
+            mend="pip install 'recsys-embeddings[torchrec]' on Linux, or set it to auto"
+            if kernel == "fbgemm"
+            else "pip install numba, or set it to auto",
+        )
+    try:
+        if kernel == "fbgemm":
+            from recsys.embeddings.fbgemm_table import FbgemmTable
+
+            return FbgemmTable(rows, width, optimizer, format)
+        if kernel == "numba":
+            from recsys.embeddings.numba_table import NumbaTable
+
+            return NumbaTable(rows, width, optimizer, format)
+        return TorchTable(rows, width, optimizer, format)
+    except (RuntimeError, MemoryError) as error:
+        size = rows * RowFormat(format, width).row_bytes
+        raise ConfigError(
+            "the table and its optimizer's state do not fit into memory",
+            field="embedding.rows",
+            found=f"{rows:,} rows x {width} values in {format}: {size:,} bytes, before the optimizer's state",
+            mend="lower embedding.rows or embedding.width",
+        ) from error
+
+
+@functools.cache
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not imported to find out."""
+    return importlib.util.find_spec(package) is not None
