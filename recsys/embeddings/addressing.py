@@ -6,6 +6,7 @@ feature's name, so the rows of one feature do not depend on which other features
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 
 HASH_VERSION = 1
 """Changes whenever a fingerprint would reach other rows; stored with every artefact."""
+
+WAYS = 8
+"""Slots of a bucket of the hot index; an id may lie in two buckets."""
+NO_OWNER = -(1 << 31)
+"""Key of an empty slot of the hot index."""
 
 _M1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _M2 = 0x94D049BB133111EB - (1 << 64)
@@ -64,17 +70,17 @@ def range_reduce(hashes: Tensor, span: Tensor | int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ExactSegment:
-    """Where the values of one exact feature lie: in the exact index, and in the table."""
+class Segment:
+    """Where the own rows of one feature lie: entries of the exact or the hot index and place in the table."""
 
     start: int
     """First of the feature's entries in the index."""
-    values: int
-    """Number of its entries, above 0."""
+    size: int
+    """Number of its entries, above 0; in the hot index a multiple of `WAYS`, as `start` is."""
     base: int
     """First of its rows; the value of entry `start + i` has the rows from `base + i * chunks` on."""
     chunks: int
-    """Rows a value."""
+    """Rows an entry."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,10 @@ class Lookup:
     """First row ids may hash to."""
     span: int
     """Number of rows ids may hash to."""
-    exact: ExactSegment | None = None
+    exact: Segment | None = None
     """Rows of the feature's own values, sought first."""
+    hot: Segment | None = None
+    """Rows of the ids that own a slot at present, sought first."""
 
 
 class Addresser(nn.Module):
@@ -118,14 +126,16 @@ class Addresser(nn.Module):
         self.register_buffer("_span", _int64([x.span for x in lookups]), persistent=False)
         self._all_at_zero = all(x.base == 0 for x in lookups)
         self._exact = _ExactLookups(lookups) if any(x.exact for x in lookups) else None
+        self._hot = _HotLookups(lookups) if any(x.hot for x in lookups) else None
 
-    def forward(self, values: Tensor, exact_keys: Tensor) -> Tensor:
+    def forward(self, values: Tensor, exact_keys: Tensor, hot_keys: Tensor) -> Tensor:
         """Rows of every lookup.
 
         Args:
             values: [n, columns] int64 fingerprints.
             exact_keys: [K] int32 or int64: the exact index, `exact_key` of every value with rows of its own, ascending
                 within each feature's segment.
+            hot_keys: [S] int32: the hot index, the key of every slot's owner.
 
         Returns:
             [n, lookups] int32 rows of the table.
@@ -137,11 +147,18 @@ class Addresser(nn.Module):
             rows = rows + self._base
         if self._exact is not None:
             rows = self._exact(hashes, rows, exact_keys)
+        if self._hot is not None:
+            rows = self._hot(hashes, rows, hot_keys)
         return rows.to(torch.int32)
 
 
-class _ExactLookups(nn.Module):
-    """Puts the own rows of exact values in the place of the rows they hash to."""
+class _OwnRows(nn.Module):
+    """Which lookups of a list have segments of their own, a feature at a time.
+
+    Args:
+        segments: of each lookup; None for those without.
+        lookups: all of them.
+    """
 
     _first: Tensor
     _start: Tensor
@@ -151,37 +168,142 @@ class _ExactLookups(nn.Module):
     _segment: Tensor
     _chunk: Tensor
 
-    def __init__(self, lookups: list[Lookup]) -> None:
+    def __init__(self, segments: Sequence[Segment | None], lookups: list[Lookup]) -> None:
         super().__init__()
-        first = [(i, x.exact) for i, x in enumerate(lookups) if x.exact and x.chunk == 0]
+        first = [(i, s) for i, (s, x) in enumerate(zip(segments, lookups, strict=True)) if s and x.chunk == 0]
+        every = [i for i, s in enumerate(segments) if s]
         number = {lookups[i].feature: n for n, (i, _) in enumerate(first)}
-        every = [(i, x) for i, x in enumerate(lookups) if x.exact]
-        self._segments = [segment for _, segment in first]
         for name, values in {
             "first": [i for i, _ in first],
-            "start": [s.start for s in self._segments],
-            "row": [s.base for s in self._segments],
-            "chunks": [s.chunks for s in self._segments],
-            "lookup": [i for i, _ in every],
-            "segment": [number[x.feature] for _, x in every],
-            "chunk": [x.chunk for _, x in every],
+            "start": [s.start for _, s in first],
+            "row": [s.base for _, s in first],
+            "chunks": [s.chunks for _, s in first],
+            "lookup": every,
+            "segment": [number[lookups[i].feature] for i in every],
+            "chunk": [lookups[i].chunk for i in every],
         }.items():
             self.register_buffer(f"_{name}", _int64(values), persistent=False)
 
+    def _place(self, rows: Tensor, place: Tensor, hit: Tensor) -> Tensor:
+        """Puts own rows in the place of hashed ones.
+
+        Args:
+            rows: [n, lookups] int64.
+            place: [segments, n] int64, position within the segment.
+            hit: [segments, n], whether the value was found.
+
+        Returns:
+            [n, lookups] int64.
+        """
+        row = place * self._chunks.unsqueeze(1) + self._row.unsqueeze(1)
+        own = row.index_select(0, self._segment).t() + self._chunk
+        hashed = rows.index_select(1, self._lookup)
+        return rows.index_copy(1, self._lookup, torch.where(hit.index_select(0, self._segment).t(), own, hashed))
+
+
+class _ExactLookups(_OwnRows):
+    """Finds values in the exact index."""
+
+    def __init__(self, lookups: list[Lookup]) -> None:
+        super().__init__([x.exact for x in lookups], lookups)
+        self._segments = [x.exact for x in lookups if x.exact and x.chunk == 0]
+
     def forward(self, hashes: Tensor, rows: Tensor, exact_keys: Tensor) -> Tensor:
-        """[n, lookups] hashes and hashed rows -> [n, lookups] int64 rows."""
+        """[n, lookups] hashes and rows -> [n, lookups] rows."""
         keys = _key(hashes.t().index_select(0, self._first), exact_keys.dtype)
-        # one binary search a feature, in its own segment: contiguous, short, and no key says whose it is
-        place = [
-            torch.searchsorted(exact_keys[s.start : s.start + s.values], own).clamp_(max=s.values - 1)
+        # one binary search a feature, in its own segment: short, contiguous, and no key need say whose it is
+        places = [
+            torch.searchsorted(exact_keys[s.start : s.start + s.size], own).clamp_(max=s.size - 1)
             for s, own in zip(self._segments, keys, strict=True)
         ]
-        places = torch.stack(place)
-        hit = exact_keys[places + self._start.unsqueeze(1)] == keys
-        row = places * self._chunks.unsqueeze(1) + self._row.unsqueeze(1)
-        own_row = row.index_select(0, self._segment).t() + self._chunk
-        hashed = rows.index_select(1, self._lookup)
-        return rows.index_copy(1, self._lookup, torch.where(hit.index_select(0, self._segment).t(), own_row, hashed))
+        place = torch.stack(places)
+        return self._place(rows, place, exact_keys[place + self._start.unsqueeze(1)] == keys)
+
+
+class _HotLookups(_OwnRows):
+    """Finds ids in the hot index."""
+
+    _buckets: Tensor
+
+    def __init__(self, lookups: list[Lookup]) -> None:
+        super().__init__([x.hot for x in lookups], lookups)
+        buckets = [x.hot.size // WAYS for x in lookups if x.hot and x.chunk == 0]
+        self.register_buffer("_buckets", _int64(buckets).unsqueeze(1), persistent=False)
+
+    def forward(self, hashes: Tensor, rows: Tensor, hot_keys: Tensor) -> Tensor:
+        """[n, lookups] hashes and rows -> [n, lookups] rows."""
+        own = hashes.t().index_select(0, self._first)
+        slot, hit = find_hot(hot_keys, hot_slots(own, self._start.unsqueeze(1), self._buckets), hot_key(own))
+        return self._place(rows, slot - self._start.unsqueeze(1), hit)
+
+
+def hot_key(hashes: Tensor) -> Tensor:
+    """The key under which an id is found in the hot index: the low bits of its first chunk's hash.
+
+    The buckets come from the high bits: an id without a slot passes for an owner with probability `2 * WAYS / 2**32`
+    at most, whatever the size of the index.
+
+    Args:
+        hashes: int64 of any shape.
+
+    Returns:
+        int32 of the same shape, never `NO_OWNER`.
+    """
+    return hashes.to(torch.int32).clamp_(min=NO_OWNER + 1)
+
+
+def hot_slots(hashes: Tensor, start: Tensor | int, buckets: Tensor | int) -> Tensor:
+    """The slots that an id may own: all of two buckets, drawn independently.
+
+    With the choice between two, buckets fill so evenly (Azar et al. 1999) that nearly all of the most valuable ids
+    find a place; one bucket an id would turn away one in seven of as many ids as there are slots.
+
+    Args:
+        hashes: [...] int64, of the first chunk.
+        start: first slot of the feature; broadcasts against `hashes`, as `buckets` does.
+        buckets: number of the feature's buckets.
+
+    Returns:
+        [..., 2 * WAYS] int64 entries of the hot index.
+    """
+    bucket = torch.stack([range_reduce(hashes, buckets), range_reduce(hashes * _M1, buckets)], -1)
+    ways = torch.arange(WAYS, device=hashes.device)
+    first = bucket * WAYS + (start.unsqueeze(-1) if isinstance(start, Tensor) else start)
+    return (first.unsqueeze(-1) + ways).flatten(-2)
+
+
+def find_hot(hot_keys: Tensor, slots: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ids lie in the hot index.
+
+    Args:
+        hot_keys: [S] int32, the index.
+        slots: [..., 2 * WAYS] int64 of `hot_slots`.
+        keys: [...] int32 of `hot_key`.
+
+    Returns:
+        [...] int64 the slot each id owns, and [...] whether it owns one; the slot of an id without one means nothing.
+    """
+    match = hot_keys[slots] == keys.unsqueeze(-1)
+    way = match.to(torch.uint8).argmax(-1, keepdim=True)
+    return slots.gather(-1, way).squeeze(-1), match.any(-1)
+
+
+def hashed_rows(feature: str, fingerprints: Tensor, chunks: int, base: int, span: int, hash_seed: int = 0) -> Tensor:
+    """The rows that ids of one feature hash to.
+
+    Args:
+        feature: name of the feature.
+        fingerprints: [n] int64.
+        chunks: rows an id.
+        base: first row.
+        span: number of rows.
+        hash_seed: that of the `Addresser`.
+
+    Returns:
+        [n, chunks] int64.
+    """
+    salts = _int64([salt(feature, chunk, hash_seed) for chunk in range(chunks)])
+    return base + range_reduce(mix64(fingerprints.unsqueeze(1) ^ salts), span)
 
 
 def exact_key(feature: str, fingerprints: Tensor, bits: int = 32, hash_seed: int = 0) -> Tensor:

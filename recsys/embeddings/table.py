@@ -150,6 +150,20 @@ class TorchTable(Table):
         if self.average is not None:
             self.average.update(index, old, new)
 
+    @torch.no_grad()
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """Gives rows the values, the optimizer's state and the moving average of others.
+
+        Args:
+            source: [n] int64.
+            target: [n] int64, distinct, none of them a source.
+        """
+        tensors = [self.weight, *(t for t in self._state.values() if t.dim())]
+        if self.average is not None:
+            tensors += [self.average.mean, self.average.last]
+        for tensor in tensors:
+            tensor.index_copy_(0, target, tensor.index_select(0, source))
+
     def _direction(self, rows: Tensor, grad: Tensor, learning_rate: float) -> Tensor:
         """What to subtract from the rows; moves the optimizer's state on."""
         o = self.optimizer

@@ -113,10 +113,11 @@ class CTRModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors that make up the model, by name: network, table and exact index."""
+        """The live tensors that make up the model, by name: network, table, exact and hot index."""
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
         out["table"] = self.embedding.table.weights()
         out["exact_keys"] = self.embedding.exact_keys
+        out["hot_keys"] = self.embedding.hot_keys
         return out
 
     @torch.no_grad()

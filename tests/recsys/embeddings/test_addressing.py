@@ -9,7 +9,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.embeddings.addressing import Addresser, ExactSegment, Lookup, exact_key, mix64, range_reduce, salt
+from recsys.embeddings.addressing import Addresser, Lookup, Segment, exact_key, mix64, range_reduce, salt
 
 MASK = (1 << 64) - 1
 NO_KEYS = torch.empty(0, dtype=torch.int32)
@@ -28,7 +28,7 @@ def reference_row(name: str, chunk: int, fingerprint: int, span: int) -> int:
 @given(fingerprints, st.text(min_size=1, max_size=8), st.integers(0, 7), st.integers(1, 2**31 - 1))
 def test_rows_equal_big_integer_arithmetic(fingerprint: int, name: str, chunk: int, span: int) -> None:
     address = Addresser([Lookup(0, name, chunk, 0, span)])
-    row = address(torch.tensor([[fingerprint]]), NO_KEYS)
+    row = address(torch.tensor([[fingerprint]]), NO_KEYS, NO_KEYS)
     assert row.item() == reference_row(name, chunk, fingerprint, span)
 
 
@@ -36,7 +36,7 @@ def test_rows_are_golden() -> None:
     """These numbers may only change together with HASH_VERSION."""
     values = torch.tensor([0, 1, -1, 2**62, -(2**63)])
     address = Addresser([Lookup(0, "user", 0, 0, 1_000_000), Lookup(0, "user", 1, 10, 1000)])
-    rows = address(values.unsqueeze(1), NO_KEYS)
+    rows = address(values.unsqueeze(1), NO_KEYS, NO_KEYS)
     assert rows.tolist() == [[731044, 150], [156578, 949], [292671, 125], [359548, 766], [85390, 148]]
 
 
@@ -61,7 +61,7 @@ def test_range_reduce_stays_in_range(span: int) -> None:
 def test_rows_are_spread_evenly() -> None:
     """Chi-square of 100,000 consecutive ids over 1,000 rows, for 20 features: mean near its 999 degrees."""
     address = Addresser([Lookup(0, f"f{i}", 0, 0, 1000) for i in range(20)])
-    rows = address(torch.arange(100_000).unsqueeze(1), NO_KEYS)
+    rows = address(torch.arange(100_000).unsqueeze(1), NO_KEYS, NO_KEYS)
     statistics = [((np.bincount(column, minlength=1000) - 100) ** 2 / 100).sum() for column in rows.T.numpy()]
     assert 999 - 40 < np.mean(statistics) < 999 + 40  # 4 standard errors of the mean of 20
     assert max(statistics) < 999 + 6 * np.sqrt(2 * 999)
@@ -70,7 +70,7 @@ def test_rows_are_spread_evenly() -> None:
 def test_chunks_collide_independently() -> None:
     """Ids that share a row in one chunk share one in the other no more often than chance."""
     address = Addresser([Lookup(0, "f", c, 0, 100) for c in range(2)])
-    rows = address(torch.arange(20_000).unsqueeze(1), NO_KEYS).long()
+    rows = address(torch.arange(20_000).unsqueeze(1), NO_KEYS, NO_KEYS).long()
     pairs = torch.bincount(rows[:, 0] * 100 + rows[:, 1], minlength=10_000).float()
     assert abs(float(pairs.var()) - 2.0) < 0.2  # Poisson with mean 2
 
@@ -82,11 +82,11 @@ def test_exact_values_get_their_own_rows_and_others_fall_through(bits: int) -> N
     f_keys, f_order = torch.sort(exact_key("f", f, bits))
     g_keys, g_order = torch.sort(exact_key("g", g, bits))
     assert f_keys.dtype == (torch.int32 if bits == 32 else torch.int64)
-    in_f, in_g = ExactSegment(0, 3, 100, 2), ExactSegment(3, 2, 106, 1)
+    in_f, in_g = Segment(0, 3, 100, 2), Segment(3, 2, 106, 1)
     lookups = [Lookup(0, "f", c, 0, 100, in_f) for c in range(2)] + [Lookup(1, "h", 0, 0, 100)]
     lookups += [Lookup(1, "g", 0, 0, 100, in_g)]
     values = torch.tensor([[5, 5], [-7, 6], [11, -7], [12, 11]])
-    rows = Addresser(lookups)(values, torch.cat([f_keys, g_keys]))
+    rows = Addresser(lookups)(values, torch.cat([f_keys, g_keys]), NO_KEYS)
     slot = {int(v): i for i, v in enumerate(f[f_order])}
     assert rows[:3, :2].tolist() == [[100 + 2 * slot[v], 101 + 2 * slot[v]] for v in (5, -7, 11)]
     assert rows[3, :2].tolist() == [reference_row("f", c, 12, 100) for c in range(2)]
