@@ -233,7 +233,8 @@ class _HotLookups(_OwnRows):
     def forward(self, hashes: Tensor, rows: Tensor, hot_keys: Tensor) -> Tensor:
         """[n, lookups] hashes and rows -> [n, lookups] rows."""
         own = hashes.t().index_select(0, self._first)
-        slot, hit = find_hot(hot_keys, hot_slots(own, self._start.unsqueeze(1), self._buckets), hot_key(own))
+        buckets = hot_buckets(own, (self._start // WAYS).unsqueeze(1), self._buckets)
+        slot, hit = find_hot(hot_keys, buckets, hot_key(own))
         return self._place(rows, slot - self._start.unsqueeze(1), hit)
 
 
@@ -252,40 +253,42 @@ def hot_key(hashes: Tensor) -> Tensor:
     return hashes.to(torch.int32).clamp_(min=NO_OWNER + 1)
 
 
-def hot_slots(hashes: Tensor, start: Tensor | int, buckets: Tensor | int) -> Tensor:
-    """The slots that an id may own: all of two buckets, drawn independently.
+def hot_buckets(hashes: Tensor, first: Tensor | int, buckets: Tensor | int) -> Tensor:
+    """The two buckets in whose slots an id may lie, drawn independently.
 
     With the choice between two, buckets fill so evenly (Azar et al. 1999) that nearly all of the most valuable ids
     find a place; one bucket an id would turn away one in seven of as many ids as there are slots.
 
     Args:
-        hashes: [...] int64, of the first chunk.
-        start: first slot of the feature; broadcasts against `hashes`, as `buckets` does.
+        hashes: int64 of any shape, of the first chunk.
+        first: the feature's first bucket; broadcasts against `hashes`, as `buckets` does.
         buckets: number of the feature's buckets.
 
     Returns:
-        [..., 2 * WAYS] int64 entries of the hot index.
+        [..., 2] int64 buckets of the hot index, each of `WAYS` slots.
     """
-    bucket = torch.stack([range_reduce(hashes, buckets), range_reduce(hashes * _M1, buckets)], -1)
-    ways = torch.arange(WAYS, device=hashes.device)
-    first = bucket * WAYS + (start.unsqueeze(-1) if isinstance(start, Tensor) else start)
-    return (first.unsqueeze(-1) + ways).flatten(-2)
+    both = torch.stack([range_reduce(hashes, buckets), range_reduce(hashes * _M1, buckets)], -1)
+    return both + (first.unsqueeze(-1) if isinstance(first, Tensor) else first)
 
 
-def find_hot(hot_keys: Tensor, slots: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+def find_hot(hot_keys: Tensor, buckets: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Where ids lie in the hot index.
 
     Args:
         hot_keys: [S] int32, the index.
-        slots: [..., 2 * WAYS] int64 of `hot_slots`.
+        buckets: [..., 2] int64 of `hot_buckets`.
         keys: [...] int32 of `hot_key`.
 
     Returns:
         [...] int64 the slot each id owns, and [...] whether it owns one; the slot of an id without one means nothing.
     """
-    match = hot_keys[slots] == keys.unsqueeze(-1)
-    way = match.to(torch.uint8).argmax(-1, keepdim=True)
-    return slots.gather(-1, way).squeeze(-1), match.any(-1)
+    match = (hot_keys.view(-1, WAYS)[buckets] == keys[..., None, None]).flatten(-2)
+    return hot_slot(buckets, match.to(torch.uint8).argmax(-1)), match.any(-1)
+
+
+def hot_slot(buckets: Tensor, way: Tensor) -> Tensor:
+    """The slot at a place in the pair of buckets: [..., 2] buckets and [...] in [0, 2 * WAYS) -> [...]."""
+    return buckets.gather(-1, (way // WAYS).unsqueeze(-1)).squeeze(-1) * WAYS + way % WAYS
 
 
 def hashed_rows(feature: str, fingerprints: Tensor, chunks: int, base: int, span: int, hash_seed: int = 0) -> Tensor:

@@ -19,8 +19,9 @@ from recsys.embeddings.addressing import (
     WAYS,
     find_hot,
     hashed_rows,
+    hot_buckets,
     hot_key,
-    hot_slots,
+    hot_slot,
     mix64,
     range_reduce,
     salt,
@@ -107,17 +108,17 @@ class HotRegion:
         ids, inverse = torch.unique(values, return_inverse=True)
         share = torch.zeros(len(ids)).index_add_(0, inverse, norms * (float(self.unit) / total))
         hashes = mix64(ids ^ salt(f.name, 0, self._hash_seed))
-        key, slots = hot_key(hashes), hot_slots(hashes, f.hot_start, f.hot_slots // WAYS)
-        slot, owned = find_hot(keys, slots, key)
+        key, buckets = hot_key(hashes), hot_buckets(hashes, f.hot_start // WAYS, f.hot_slots // WAYS)
+        slot, owned = find_hot(keys, buckets, key)
         self.scores.index_add_(0, slot[owned], share[owned])
         self.seen.index_fill_(0, slot[owned], int(self.steps))
 
         missed = ~owned
-        ids, key, slots = ids[missed], key[missed], slots[missed]
+        ids, key, buckets = ids[missed], key[missed], buckets[missed]
         counters = self._counters(f, key)
         score = self.sketch[counters].amin(1) + share[missed]
         self._raise(counters, score)
-        winner, lost = contest(self.scores, slots, score, MARGIN)
+        winner, lost = contest(self.scores, buckets, score, MARGIN)
         evicted = lost[keys[lost] != NO_OWNER]
         self._raise(self._counters(f, keys[evicted]), self.scores[evicted])
         keys[lost] = key[winner]
@@ -139,12 +140,12 @@ class HotRegion:
         self.sketch.scatter_reduce_(0, counters.flatten(), score.repeat_interleave(SKETCH_ROWS), "amax")
 
 
-def contest(scores: Tensor, slots: Tensor, candidates: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def contest(scores: Tensor, buckets: Tensor, candidates: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Which candidates beat which owners.
 
     Args:
         scores: [S] of the owners; 0 where there is none.
-        slots: [n, ways] int64, the slots each candidate may take.
+        buckets: [n, 2] int64, where each candidate may lie.
         candidates: [n] their scores.
         margin: by what factor the weakest owner must be exceeded.
 
@@ -152,12 +153,12 @@ def contest(scores: Tensor, slots: Tensor, candidates: Tensor, margin: float) ->
         [m] int64 positions of the winners, and [m] int64 the slots they take, ascending and distinct: of several
         candidates for one slot the one with the highest score, of equals the first.
 
-    >>> scores = torch.tensor([5.0, 1.0, 0.0])
-    >>> contest(scores, torch.tensor([[0, 1], [0, 1], [2, 2]]), torch.tensor([2.0, 3.0, 0.5]), margin=1.2)
-    (tensor([1, 2]), tensor([1, 2]))
+    >>> scores = torch.tensor([5.0] * 7 + [1.0] + [0.0] * 8)
+    >>> contest(scores, torch.tensor([[0, 0], [0, 0], [1, 0]]), torch.tensor([2.0, 3.0, 0.5]), margin=1.2)
+    (tensor([1, 2]), tensor([7, 8]))
     """
-    weakest, way = scores[slots].min(1)
-    slot = slots.gather(1, way.unsqueeze(1)).squeeze(1)
+    weakest, way = scores.view(-1, WAYS)[buckets].flatten(1).min(1)
+    slot = hot_slot(buckets, way)
     able = (candidates > weakest * margin).nonzero().squeeze(1)
     best_first = able[candidates[able].argsort(descending=True, stable=True)]
     ordered, permutation = slot[best_first].sort(stable=True)
@@ -184,11 +185,11 @@ def most_frequent(
     order = np.lexsort((fingerprints, -counts))[: 2 * slots]  # as many again stand by for buckets that have room
     hashes = mix64(torch.from_numpy(fingerprints[order]) ^ salt(feature, 0, hash_seed))
     share = torch.from_numpy(counts[order] / counts.sum()).to(torch.float32)
-    key, places = hot_key(hashes), hot_slots(hashes, 0, slots // WAYS)
+    key, buckets = hot_key(hashes), hot_buckets(hashes, 0, slots // WAYS)
     keys, shares = torch.full((slots,), NO_OWNER, dtype=torch.int32), torch.zeros(slots)
     while True:
-        without = (~find_hot(keys, places, key)[1]).nonzero().squeeze(1)
-        winner, slot = contest(shares, places[without], share[without], margin=1.0)
+        without = (~find_hot(keys, buckets, key)[1]).nonzero().squeeze(1)
+        winner, slot = contest(shares, buckets[without], share[without], margin=1.0)
         if not len(winner):
             return keys.numpy(), shares.numpy()
         keys[slot], shares[slot] = key[without[winner]], share[without[winner]]

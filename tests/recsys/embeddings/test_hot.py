@@ -15,7 +15,7 @@ from torch import Tensor
 from features.errors import ConfigError
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, EmbeddingPlan, MultiplexedEmbedding, TableOptimizer, plan_embedding
-from recsys.embeddings.addressing import NO_OWNER, WAYS, find_hot, hashed_rows, hot_key, hot_slots, mix64, salt
+from recsys.embeddings.addressing import NO_OWNER, WAYS, find_hot, hashed_rows, hot_buckets, hot_key, mix64, salt
 from recsys.embeddings.hot import HotRegion, contest, most_frequent
 from recsys.embeddings.table import RowAverage, TorchTable, fbgemm_available
 from recsys.tensorfile import write_tensors
@@ -52,7 +52,7 @@ def owners(module: MultiplexedEmbedding, ids: Tensor, feature: str = "user") -> 
     """Which of the ids own a slot."""
     f = next(f for f in module.plan.features if f.name == feature)
     hashes = mix64(ids ^ salt(feature, 0))
-    return find_hot(module.hot_keys, hot_slots(hashes, f.hot_start, f.hot_slots // WAYS), hot_key(hashes))[1]
+    return find_hot(module.hot_keys, hot_buckets(hashes, f.hot_start // WAYS, f.hot_slots // WAYS), hot_key(hashes))[1]
 
 
 def zipf(size: int, exponent: float) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_scores_are_the_decayed_sum_of_shares() -> None:
         hot.step(module.hot_keys, [(ids, torch.from_numpy(norms).float())])
         expected = (expected + norms / norms.sum()) / np.sqrt(2)
     hashes = mix64(ids ^ salt("user", 0))
-    slot, own = find_hot(module.hot_keys, hot_slots(hashes, 0, 64 // WAYS), hot_key(hashes))
+    slot, own = find_hot(module.hot_keys, hot_buckets(hashes, 0, 64 // WAYS), hot_key(hashes))
     assert own.all()
     np.testing.assert_allclose(hot.scores[slot] / float(hot.unit), expected, rtol=1e-4)
     assert float(hot.unit) < 2.0**33
@@ -171,23 +171,24 @@ def test_an_id_has_one_slot_in_its_own_feature(batches: list[tuple[list[int], li
     for feature, start, slots in (("item", 0, 8), ("user", 8, 16)):
         ids = torch.arange(-40, 41)
         hashes = mix64(ids ^ salt(feature, 0))
-        places, keys = hot_slots(hashes, start, slots // WAYS), hot_key(hashes)
-        taken = [p[both.hot_keys[p] == k].unique() for p, k in zip(places, keys, strict=True)]
+        buckets = hot_buckets(hashes, start // WAYS, slots // WAYS)
+        places = (buckets.unsqueeze(2) * WAYS + torch.arange(WAYS)).flatten(1)
+        taken = [p[both.hot_keys[p] == k].unique() for p, k in zip(places, hot_key(hashes), strict=True)]
         assert max(len(t) for t in taken) <= 1
         assert len(torch.cat(taken).unique()) == len(torch.cat(taken))
         assert len(torch.cat(taken)) == int((both.hot_keys[start : start + slots] != NO_OWNER).sum())
 
 
-@given(st.lists(st.floats(0, 4), min_size=4, max_size=4), st.lists(st.floats(0.01, 8), min_size=1, max_size=6))
-def test_a_contest_is_won_by_the_best_candidate_of_each_slot(scores: list[float], candidates: list[float]) -> None:
-    held, given_ = torch.tensor(scores), torch.tensor(candidates)
-    slots = torch.tensor([[i % 4, (3 * i + 1) % 4] for i in range(len(candidates))])
+@given(st.lists(st.integers(0, 9), min_size=32, max_size=32), st.lists(st.integers(1, 15), min_size=1, max_size=12))
+def test_a_contest_is_won_by_the_best_candidate_of_each_slot(scores: list[int], candidates: list[int]) -> None:
+    buckets = [(i % 4, (3 * i + 1) % 4) for i in range(len(candidates))]
     expected: dict[int, int] = {}
-    for i, score in enumerate(given_.tolist()):
-        slot = min(slots[i].tolist(), key=lambda s: (held[s].item(), slots[i].tolist().index(s)))
-        if score > float(held[slot] * 1.5) and (slot not in expected or score > given_[expected[slot]]):
+    for i, score in enumerate(candidates):
+        slot = min((b * WAYS + way for b in buckets[i] for way in range(WAYS)), key=lambda s: scores[s])
+        if score > scores[slot] * 1.5 and (slot not in expected or score > candidates[expected[slot]]):
             expected[slot] = i
-    winner, lost = contest(held, slots, given_, 1.5)
+    held, given_ = torch.tensor(scores, dtype=torch.float32), torch.tensor(candidates, dtype=torch.float32)
+    winner, lost = contest(held, torch.tensor(buckets), given_, 1.5)
     assert dict(zip(lost.tolist(), winner.tolist(), strict=True)) == expected
 
 
@@ -308,7 +309,7 @@ def test_keys_and_slots_are_golden() -> None:
     """Stored models hold them: they may only change together with HASH_VERSION."""
     hashes = mix64(torch.tensor([0, 1, -1]) ^ salt("user", 0))
     assert hot_key(hashes).tolist() == [-1135748019, 1078834381, -774173802]
-    assert hot_slots(hashes, 8, 100)[:, ::WAYS].tolist() == [[592, 680], [128, 248], [240, 360]]
+    assert hot_buckets(hashes, 1, 100).tolist() == [[74, 85], [16, 31], [30, 45]]
     assert hot_key(torch.tensor([-(1 << 31)])).tolist() == [NO_OWNER + 1]
 
 
