@@ -6,12 +6,20 @@ feature's name, so the rows of one feature do not depend on which other features
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import xxhash
 from torch import Tensor, nn
 
 HASH_VERSION = 1
 """Changes whenever a fingerprint would reach other rows; stored with every artefact."""
+
+WAYS = 8
+"""Slots of a bucket of the hot index; an id may lie in two buckets."""
+NO_OWNER = -(1 << 31)
+"""Key of an empty slot of the hot index."""
 
 _M1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _M2 = 0x94D049BB133111EB - (1 << 64)
@@ -61,34 +69,45 @@ def range_reduce(hashes: Tensor, span: Tensor | int) -> Tensor:
     return (((hashes >> 32) & 0xFFFFFFFF) * span) >> 32
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Where the own rows of one feature lie: entries of the exact or the hot index and place in the table."""
+
+    start: int
+    """First of the feature's entries in the index."""
+    size: int
+    """Number of its entries, above 0; in the hot index a multiple of `WAYS`, as `start` is."""
+    base: int
+    """First of its rows; the value of entry `start + i` has the rows from `base + i * chunks` on."""
+    chunks: int
+    """Rows an entry."""
+
+
+@dataclass(frozen=True)
 class Lookup:
-    """One lookup: which column is read, and where its rows lie.
+    """One lookup: which column is read, and where its rows lie."""
 
-    Args:
-        column: position of the feature among the columns given to the `Addresser`.
-        feature: name the salt is made from.
-        chunk: number of this chunk within the feature, from 0.
-        base: first row ids may hash to.
-        span: number of rows ids may hash to.
-        exact: whether values are first sought in the exact index.
-    """
-
-    __slots__ = ("base", "chunk", "column", "exact", "feature", "span")
-
-    def __init__(self, column: int, feature: str, chunk: int, base: int, span: int, exact: bool) -> None:
-        self.column = column
-        self.feature = feature
-        self.chunk = chunk
-        self.base = base
-        self.span = span
-        self.exact = exact
+    column: int
+    """Position of the feature among the columns given to the `Addresser`."""
+    feature: str
+    """Name the salt is made from."""
+    chunk: int
+    """Number of this chunk within the feature, from 0."""
+    base: int
+    """First row ids may hash to."""
+    span: int
+    """Number of rows ids may hash to."""
+    exact: Segment | None = None
+    """Rows of the feature's own values, sought first."""
+    hot: Segment | None = None
+    """Rows of the ids that own a slot at present, sought first."""
 
 
 class Addresser(nn.Module):
     """Turns columns of fingerprints into rows, for a fixed list of lookups.
 
     Args:
-        lookups: the lookups, in output order.
+        lookups: the lookups, in output order; a feature's chunks follow one another from 0.
         hash_seed: another seed is another draw of all hashes.
     """
 
@@ -96,9 +115,6 @@ class Addresser(nn.Module):
     _salts: Tensor
     _base: Tensor
     _span: Tensor
-    _exact: Tensor
-    _key: Tensor
-    _chunk: Tensor
 
     def __init__(self, lookups: list[Lookup], hash_seed: int = 0) -> None:
         super().__init__()
@@ -108,21 +124,18 @@ class Addresser(nn.Module):
         self.register_buffer("_salts", _int64([salt(x.feature, x.chunk, hash_seed) for x in lookups]), persistent=False)
         self.register_buffer("_base", _int64([x.base for x in lookups]), persistent=False)
         self.register_buffer("_span", _int64([x.span for x in lookups]), persistent=False)
-        exact = [i for i, x in enumerate(lookups) if x.exact]
-        first = {x.feature: i for i, x in enumerate(lookups) if x.chunk == 0}
-        self.has_exact = bool(exact)
         self._all_at_zero = all(x.base == 0 for x in lookups)
-        self.register_buffer("_exact", _int64(exact), persistent=False)
-        self.register_buffer("_key", _int64([first[lookups[i].feature] for i in exact]), persistent=False)
-        self.register_buffer("_chunk", _int64([lookups[i].chunk for i in exact]), persistent=False)
+        self._exact = _ExactLookups(lookups) if any(x.exact for x in lookups) else None
+        self._hot = _HotLookups(lookups) if any(x.hot for x in lookups) else None
 
-    def forward(self, values: Tensor, exact_keys: Tensor, exact_rows: Tensor) -> Tensor:
+    def forward(self, values: Tensor, exact_keys: Tensor, hot_keys: Tensor) -> Tensor:
         """Rows of every lookup.
 
         Args:
             values: [n, columns] int64 fingerprints.
-            exact_keys: [K] int64, sorted: `exact_key` of every value that has rows of its own.
-            exact_rows: [K] int32: the first of its rows.
+            exact_keys: [K] int32 or int64: the exact index, `exact_key` of every value with rows of its own, ascending
+                within each feature's segment.
+            hot_keys: [S] int32: the hot index, the key of every slot's owner.
 
         Returns:
             [n, lookups] int32 rows of the table.
@@ -132,28 +145,190 @@ class Addresser(nn.Module):
         rows = range_reduce(hashes, self._span)
         if not self._all_at_zero:
             rows = rows + self._base
-        if self.has_exact and exact_keys.numel():
-            keys = hashes.index_select(1, self._key)
-            slot = torch.searchsorted(exact_keys, keys).clamp_(max=exact_keys.numel() - 1)
-            hit = exact_keys[slot] == keys
-            own = exact_rows[slot].to(torch.int64) + self._chunk
-            hashed = rows.index_select(1, self._exact)
-            rows = rows.index_copy(1, self._exact, torch.where(hit, own, hashed))
+        if self._exact is not None:
+            rows = self._exact(hashes, rows, exact_keys)
+        if self._hot is not None:
+            rows = self._hot(hashes, rows, hot_keys)
         return rows.to(torch.int32)
 
 
-def exact_key(feature: str, fingerprints: Tensor, hash_seed: int = 0) -> Tensor:
-    """The key under which a feature's values are found in the exact index: the hash of their first chunk.
+class _OwnRows(nn.Module):
+    """Which lookups of a list have segments of their own, a feature at a time.
+
+    Args:
+        segments: of each lookup; None for those without.
+        lookups: all of them.
+    """
+
+    _first: Tensor
+    _start: Tensor
+    _row: Tensor
+    _chunks: Tensor
+    _lookup: Tensor
+    _segment: Tensor
+    _chunk: Tensor
+
+    def __init__(self, segments: Sequence[Segment | None], lookups: list[Lookup]) -> None:
+        super().__init__()
+        first = [(i, s) for i, (s, x) in enumerate(zip(segments, lookups, strict=True)) if s and x.chunk == 0]
+        every = [i for i, s in enumerate(segments) if s]
+        number = {lookups[i].feature: n for n, (i, _) in enumerate(first)}
+        for name, values in {
+            "first": [i for i, _ in first],
+            "start": [s.start for _, s in first],
+            "row": [s.base for _, s in first],
+            "chunks": [s.chunks for _, s in first],
+            "lookup": every,
+            "segment": [number[lookups[i].feature] for i in every],
+            "chunk": [lookups[i].chunk for i in every],
+        }.items():
+            self.register_buffer(f"_{name}", _int64(values), persistent=False)
+
+    def _place(self, rows: Tensor, place: Tensor, hit: Tensor) -> Tensor:
+        """Puts own rows in the place of hashed ones.
+
+        Args:
+            rows: [n, lookups] int64.
+            place: [segments, n] int64, position within the segment.
+            hit: [segments, n], whether the value was found.
+
+        Returns:
+            [n, lookups] int64.
+        """
+        row = place * self._chunks.unsqueeze(1) + self._row.unsqueeze(1)
+        own = row.index_select(0, self._segment).t() + self._chunk
+        hashed = rows.index_select(1, self._lookup)
+        return rows.index_copy(1, self._lookup, torch.where(hit.index_select(0, self._segment).t(), own, hashed))
+
+
+class _ExactLookups(_OwnRows):
+    """Finds values in the exact index."""
+
+    def __init__(self, lookups: list[Lookup]) -> None:
+        super().__init__([x.exact for x in lookups], lookups)
+        self._segments = [x.exact for x in lookups if x.exact and x.chunk == 0]
+
+    def forward(self, hashes: Tensor, rows: Tensor, exact_keys: Tensor) -> Tensor:
+        """[n, lookups] hashes and rows -> [n, lookups] rows."""
+        keys = _key(hashes.t().index_select(0, self._first), exact_keys.dtype)
+        # one binary search a feature, in its own segment: short, contiguous, and no key need say whose it is
+        places = [
+            torch.searchsorted(exact_keys[s.start : s.start + s.size], own).clamp_(max=s.size - 1)
+            for s, own in zip(self._segments, keys, strict=True)
+        ]
+        place = torch.stack(places)
+        return self._place(rows, place, exact_keys[place + self._start.unsqueeze(1)] == keys)
+
+
+class _HotLookups(_OwnRows):
+    """Finds ids in the hot index."""
+
+    _buckets: Tensor
+
+    def __init__(self, lookups: list[Lookup]) -> None:
+        super().__init__([x.hot for x in lookups], lookups)
+        buckets = [x.hot.size // WAYS for x in lookups if x.hot and x.chunk == 0]
+        self.register_buffer("_buckets", _int64(buckets).unsqueeze(1), persistent=False)
+
+    def forward(self, hashes: Tensor, rows: Tensor, hot_keys: Tensor) -> Tensor:
+        """[n, lookups] hashes and rows -> [n, lookups] rows."""
+        own = hashes.t().index_select(0, self._first)
+        buckets = hot_buckets(own, (self._start // WAYS).unsqueeze(1), self._buckets)
+        slot, hit = find_hot(hot_keys, buckets, hot_key(own))
+        return self._place(rows, slot - self._start.unsqueeze(1), hit)
+
+
+def hot_key(hashes: Tensor) -> Tensor:
+    """The key under which an id is found in the hot index: the low bits of its first chunk's hash.
+
+    The buckets come from the high bits: an id without a slot passes for an owner with probability `2 * WAYS / 2**32`
+    at most, whatever the size of the index.
+
+    Args:
+        hashes: int64 of any shape.
+
+    Returns:
+        int32 of the same shape, never `NO_OWNER`.
+    """
+    return hashes.to(torch.int32).clamp_(min=NO_OWNER + 1)
+
+
+def hot_buckets(hashes: Tensor, first: Tensor | int, buckets: Tensor | int) -> Tensor:
+    """The two buckets in whose slots an id may lie, drawn independently.
+
+    With the choice between two, buckets fill so evenly (Azar et al. 1999) that nearly all of the most valuable ids
+    find a place; one bucket an id would turn away one in seven of as many ids as there are slots.
+
+    Args:
+        hashes: int64 of any shape, of the first chunk.
+        first: the feature's first bucket; broadcasts against `hashes`, as `buckets` does.
+        buckets: number of the feature's buckets.
+
+    Returns:
+        [..., 2] int64 buckets of the hot index, each of `WAYS` slots.
+    """
+    both = torch.stack([range_reduce(hashes, buckets), range_reduce(hashes * _M1, buckets)], -1)
+    return both + (first.unsqueeze(-1) if isinstance(first, Tensor) else first)
+
+
+def find_hot(hot_keys: Tensor, buckets: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ids lie in the hot index.
+
+    Args:
+        hot_keys: [S] int32, the index.
+        buckets: [..., 2] int64 of `hot_buckets`.
+        keys: [...] int32 of `hot_key`.
+
+    Returns:
+        [...] int64 the slot each id owns, and [...] whether it owns one; the slot of an id without one means nothing.
+    """
+    match = (hot_keys.view(-1, WAYS)[buckets] == keys[..., None, None]).flatten(-2)
+    return hot_slot(buckets, match.to(torch.uint8).argmax(-1)), match.any(-1)
+
+
+def hot_slot(buckets: Tensor, way: Tensor) -> Tensor:
+    """The slot at a place in the pair of buckets: [..., 2] buckets and [...] in [0, 2 * WAYS) -> [...]."""
+    return buckets.gather(-1, (way // WAYS).unsqueeze(-1)).squeeze(-1) * WAYS + way % WAYS
+
+
+def hashed_rows(feature: str, fingerprints: Tensor, chunks: int, base: int, span: int, hash_seed: int = 0) -> Tensor:
+    """The rows that ids of one feature hash to.
+
+    Args:
+        feature: name of the feature.
+        fingerprints: [n] int64.
+        chunks: rows an id.
+        base: first row.
+        span: number of rows.
+        hash_seed: that of the `Addresser`.
+
+    Returns:
+        [n, chunks] int64.
+    """
+    salts = _int64([salt(feature, chunk, hash_seed) for chunk in range(chunks)])
+    return base + range_reduce(mix64(fingerprints.unsqueeze(1) ^ salts), span)
+
+
+def exact_key(feature: str, fingerprints: Tensor, bits: int = 32, hash_seed: int = 0) -> Tensor:
+    """The key under which a feature's values are found in the exact index: the high bits of their first chunk's hash.
+
+    With 32 bits a value that training never saw passes for one of the feature's V known ones with probability
+    V / 2**32.
 
     Args:
         feature: name of the feature.
         fingerprints: int64 of any shape.
+        bits: 32 or 64.
         hash_seed: that of the `Addresser`.
 
     Returns:
-        int64 of the same shape.
+        int32 or int64 of the same shape.
     """
-    return mix64(fingerprints ^ salt(feature, 0, hash_seed))
+    return _key(mix64(fingerprints ^ salt(feature, 0, hash_seed)), torch.int32 if bits == 32 else torch.int64)
+
+
+def _key(hashes: Tensor, dtype: torch.dtype) -> Tensor:
+    return (hashes >> 32).to(torch.int32) if dtype == torch.int32 else hashes
 
 
 def _int64(values: list[int]) -> Tensor:

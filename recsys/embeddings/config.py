@@ -1,4 +1,5 @@
-"""What a user says about the embedding table: its kind, width, rows, chunks a feature and exact fields."""
+"""What a user says about the embedding table: its kind, width, rows, chunks a feature, exact fields
+and hot ids."""
 
 from __future__ import annotations
 
@@ -39,6 +40,20 @@ class ExactConfig(Strict):
         return self.features.get(feature, 0 < values <= self.max_values)
 
 
+class HotConfig(Strict):
+    """Rows of their own for the ids of giant fields that earn them in training."""
+
+    features: dict[str, Annotated[int, Field(ge=1, lt=2**28)]] = Field(default_factory=dict)
+    """Feature name -> how many of its ids own rows, rounded up to a multiple of 8; a slot costs the feature's chunks
+    and 4 bytes."""
+    start: Literal["counts", "empty"] = "counts"
+    """counts: the most frequent ids of the training split own the slots at first; empty: nobody does."""
+    half_life: int = Field(1000, ge=1)
+    """Steps after which evidence for an id counts half; shorter follows drift sooner, longer chooses better."""
+    expire: int | None = Field(None, ge=1)
+    """Steps without a sight of it after which an owner loses its slot; never when left out (it can still be beaten)."""
+
+
 class EmbeddingConfig(Strict):
     """The embedding table of a model."""
 
@@ -57,6 +72,8 @@ class EmbeddingConfig(Strict):
     """Lookups a feature."""
     exact: ExactConfig = ExactConfig()
     """Fields with a row a value."""
+    hot: HotConfig = HotConfig()
+    """Rows of their own for the head of giant fields."""
     hash_seed: int = Field(0, ge=0, lt=2**32)
     """Another seed draws all hashes anew; small tables differ by some .001 AUC from one draw to another."""
     init_scale: float = Field(0.05, gt=0)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.embeddings.addressing import Addresser, Lookup
+from features.errors import ConfigError
+from recsys.embeddings.addressing import Addresser, Lookup, Segment
+from recsys.embeddings.hot import HotRegion
 from recsys.embeddings.kernel import KernelName, make_table
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
 from recsys.embeddings.table import Table, TableOptimizer
+from recsys.embeddings.torch_table import TorchTable
 
 
 class MultiplexedEmbedding(nn.Module):
@@ -25,7 +31,7 @@ class MultiplexedEmbedding(nn.Module):
     """
 
     exact_keys: Tensor
-    exact_rows: Tensor
+    hot_keys: Tensor
 
     def __init__(
         self,
@@ -39,13 +45,21 @@ class MultiplexedEmbedding(nn.Module):
         self.plan = plan
         self.poolings = poolings
         self.register_buffer("exact_keys", torch.from_numpy(plan.exact_keys.copy()))
-        self.register_buffer("exact_rows", torch.from_numpy(plan.exact_rows.copy()))
+        self.register_buffer("hot_keys", torch.from_numpy(plan.hot_keys.copy()))
         singles = [f for f in plan.features if not f.bag]
         self.bags = [f for f in plan.features if f.bag]
         self.single_lookups = sum(f.chunks for f in singles)
         self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)], plan.hash_seed)
         self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
         self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
+        if plan.hot_slots and not isinstance(self.table, TorchTable):
+            raise ConfigError(
+                "the hot region needs the gradient of every lookup, which the fbgemm kernel keeps to itself",
+                field="embedding.hot.features",
+                found=", ".join(f.name for f in plan.features if f.hot_slots),
+                mend="leave it empty, or set embedding.kernel to auto",
+            )
+        self._watched: list[_Watched] = []
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         """Looks all features up.
@@ -62,6 +76,9 @@ class MultiplexedEmbedding(nn.Module):
         rows, bag_rows = self.rows(ids, bag_values, bag_lengths)
         flat = [rows.flatten(), *(r.flatten() for r in bag_rows)]
         vectors = self.table(torch.cat(flat) if len(flat) > 1 else flat[0])
+        if self.plan.hot_slots and self.training and torch.is_grad_enabled():
+            vectors.retain_grad()
+            self._watched.append(_Watched(vectors, ids, bag_values, bag_lengths))
         if not bag_rows:
             return vectors.view(batch, self.single_lookups * width)
         sizes = [part.numel() for part in flat]
@@ -73,14 +90,71 @@ class MultiplexedEmbedding(nn.Module):
 
     def rows(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The rows each lookup reads: [B, lookups] int32 of single-valued features, and [N_g, chunks] of each bag."""
-        rows = self.address(ids, self.exact_keys, self.exact_rows)
+        rows = self.address(ids, self.exact_keys, self.hot_keys)
         if not self.bags:
             return rows, []
         values = bag_values.split(bag_lengths.sum(1).tolist())
         return rows, [
-            address(v.unsqueeze(1), self.exact_keys, self.exact_rows)
+            address(v.unsqueeze(1), self.exact_keys, self.hot_keys)
             for address, v in zip(self.address_bags, values, strict=True)
         ]
+
+    def step(self, learning_rate: float, scale: float = 1.0) -> None:
+        """One optimizer step of the table, then one of the hot region: ids that earned a slot take it over.
+
+        Args:
+            learning_rate: of the table.
+            scale: factor of the gradients, of clipping.
+        """
+        self.table.step(learning_rate, scale)
+        if self.hot is None:
+            return
+        watched = [w for w in self._watched if w.vectors.grad is not None]
+        self._watched = []
+        source, target = self.hot.step(self.hot_keys, [self._evidence(f, watched) for f in self.hot.features])
+        if len(source):
+            assert isinstance(self.table, TorchTable)
+            self.table.copy_rows(source, target)
+
+    @functools.cached_property
+    def hot(self) -> HotRegion | None:
+        """Who owns the hot slots and why; made when training first asks for it, for serving needs only the index."""
+        return HotRegion(self.plan) if self.plan.hot_slots else None
+
+    def _evidence(self, feature: FeaturePlan, watched: list[_Watched]) -> tuple[Tensor, Tensor]:
+        """The values of a feature looked up since the last step, [n], and the norms of their gradients, [n]."""
+        values, norms, width = [], [], self.plan.width
+        for w in watched:
+            grad = w.vectors.grad
+            assert grad is not None
+            if not feature.bag:
+                singles = [f for f in self.plan.features if not f.bag]
+                column = singles.index(feature)
+                before = sum(f.chunks for f in singles[:column]) * width
+                of_all = grad[: len(w.ids) * self.single_lookups].view(len(w.ids), self.single_lookups * width)
+                own = of_all[:, before : before + feature.chunks * width]
+                values.append(w.ids[:, column])
+            else:
+                number = self.bags.index(feature)
+                sizes = w.bag_lengths.sum(1).tolist()
+                lookups = [f.chunks * n for f, n in zip(self.bags, sizes, strict=True)]
+                first = len(w.ids) * self.single_lookups + sum(lookups[:number])
+                own = grad[first : first + lookups[number]].view(-1, feature.chunks * width)
+                values.append(w.bag_values.split(sizes)[number])
+            norms.append(own.norm(dim=1))
+        if not values:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0)
+        return torch.cat(values), torch.cat(norms)
+
+
+class _Watched(NamedTuple):
+    """A lookup of the training step under way."""
+
+    vectors: Tensor
+    """[n, width] of all lookups; backward leaves the gradient of each in its `.grad`."""
+    ids: Tensor
+    bag_values: Tensor
+    bag_lengths: Tensor
 
 
 class _SegmentSum(torch.autograd.Function):
@@ -119,4 +193,7 @@ def pool(vectors: Tensor, lengths: Tensor, pooling: str) -> Tensor:
 
 
 def _lookups(f: FeaturePlan, column: int) -> list[Lookup]:
-    return [Lookup(column, f.name, chunk, f.base, f.span, f.region == "exact") for chunk in range(f.chunks)]
+    filled = f.region == "exact" and f.values > 0
+    exact = Segment(f.exact_start, f.values, f.exact_base, f.chunks) if filled else None
+    hot = Segment(f.hot_start, f.hot_slots, f.hot_base, f.chunks) if f.hot_slots else None
+    return [Lookup(column, f.name, chunk, f.base, f.span, exact, hot) for chunk in range(f.chunks)]

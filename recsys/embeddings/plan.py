@@ -1,7 +1,7 @@
 """Where every feature's rows lie: the regions of the one table, their sizes and their bytes.
 
 A plan is made from the layout, the config and the distinct values seen in training.  It is a small JSON object;
-the index of exact values travels beside it as two arrays.
+the indices of exact values and of hot ids travel beside it as arrays.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 
 from features.errors import ArtifactError, ConfigError, nearest
 from features.layout import Layout
-from recsys.embeddings.addressing import HASH_VERSION, exact_key
+from recsys.embeddings.addressing import HASH_VERSION, NO_OWNER, WAYS, exact_key
 from recsys.embeddings.config import EmbeddingConfig
 from recsys.embeddings.formats import FormatName, RowFormat
+from recsys.embeddings.hot import most_frequent
 
-INDEX_BYTES = 12
-"""Bytes of one entry of the exact index: an int64 key and an int32 row."""
+HOT_KEY_BYTES = 4
+"""Bytes of one entry of the hot index."""
 
 IdCounts = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Feature name -> (distinct fingerprints int64, how often each was seen)."""
@@ -45,6 +46,14 @@ class FeaturePlan:
     """Number of rows that ids not in the exact index hash to."""
     exact_base: int = 0
     """First row of the feature's exact segment; it is values * chunks rows long."""
+    exact_start: int = 0
+    """First of the feature's `values` entries in the exact index."""
+    hot_slots: int = 0
+    """Ids that can own rows."""
+    hot_base: int = 0
+    """First row of the feature's hot segment; it is hot_slots * chunks rows long."""
+    hot_start: int = 0
+    """First of the feature's entries in the hot index."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,26 @@ class EmbeddingPlan:
     kind: str
     width: int
     rows: int
-    """All rows: hashed ones first, exact segments after them in order of feature name; 0 without lookups."""
+    """All rows: hashed ones first, then exact segments, then hot ones, each in order of feature name; 0 without
+    lookups."""
     features: tuple[FeaturePlan, ...]
     """Single-valued features in layout order, then bags in layout order."""
     init_scale: float
     format: FormatName = "fp32"
     hash_seed: int = 0
     hash_version: int = HASH_VERSION
-    exact_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
-    exact_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False, repr=False)
+    key_bits: int = 32
+    """Bits of an entry of the exact index: 32, or 64 when two training values of one exact feature share 32."""
+    exact_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False, repr=False)
+    """The exact index: a segment of keys an exact feature, in order of feature name; ascending within a segment."""
+    hot_half_life: int = 1000
+    """Steps after which evidence for an id of the hot region counts half."""
+    hot_expire: int | None = None
+    """Steps after which an owner that was not seen loses its slot."""
+    hot_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False, repr=False)
+    """The hot index at the start of training: a segment of keys a feature, in order of feature name."""
+    hot_shares: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), compare=False, repr=False)
+    """Share of the feature's training values that each of `hot_keys` took, 0 for an empty slot."""
 
     @property
     def exact_values(self) -> int:
@@ -73,6 +93,11 @@ class EmbeddingPlan:
     def row_bytes(self) -> int:
         """Bytes of a stored row, its scale included."""
         return RowFormat(self.format, self.width).row_bytes
+
+    @property
+    def hot_slots(self) -> int:
+        """Entries of the hot index."""
+        return sum(f.hot_slots for f in self.features)
 
     @property
     def lookups(self) -> int:
@@ -86,31 +111,34 @@ class EmbeddingPlan:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of everything indexed by ids: rows, their scales, and the exact index."""
-        return self.rows * self.row_bytes + self.exact_values * INDEX_BYTES
+        """Bytes of everything indexed by ids: rows, their scales, the exact and the hot index."""
+        return self.rows * self.row_bytes + self.exact_values * self.key_bits // 8 + self.hot_slots * HOT_KEY_BYTES
 
     def summary(self) -> list[dict[str, Any]]:
-        """One line a feature: region, distinct values, chunks, width, rows it can reach, bytes of its own rows."""
+        """One line a feature: region, distinct values, chunks, width, hot slots, rows in reach, bytes of its own."""
         lines = []
         for f in self.features:
-            exact_rows = f.values * f.chunks if f.region == "exact" else 0
-            own = exact_rows + (f.span if self.kind != "multiplexed" and f.chunks else 0)
+            exact = f.region == "exact"
+            exact_rows, hot_rows = f.values * f.chunks if exact else 0, f.hot_slots * f.chunks
+            own = exact_rows + hot_rows + (f.span if self.kind != "multiplexed" and f.chunks else 0)
+            index = (f.values * self.key_bits // 8 if exact else 0) + f.hot_slots * HOT_KEY_BYTES
             lines.append(
                 {
                     "feature": f.name,
                     "kind": "bag" if f.bag else "id",
-                    "region": f.region,
+                    "region": f"hot + {f.region}" if f.hot_slots else f.region,
                     "values": f.values,
                     "chunks": f.chunks,
                     "width": f.chunks * self.width,
-                    "rows": exact_rows or (f.span if f.chunks else 0),
-                    "bytes": own * self.row_bytes + (f.values * INDEX_BYTES if f.region == "exact" else 0),
+                    "hot_slots": f.hot_slots,
+                    "rows": exact_rows or (f.span + hot_rows if f.chunks else 0),
+                    "bytes": own * self.row_bytes + index,
                 }
             )
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """The plan without its exact index."""
+        """The plan without its indices."""
         return {
             "kind": self.kind,
             "width": self.width,
@@ -119,12 +147,15 @@ class EmbeddingPlan:
             "format": self.format,
             "hash_seed": self.hash_seed,
             "hash_version": self.hash_version,
+            "key_bits": self.key_bits,
+            "hot_half_life": self.hot_half_life,
+            "hot_expire": self.hot_expire,
             "features": [asdict(f) for f in self.features],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EmbeddingPlan:
-        """Reads what `to_json` wrote; the exact index is zeros of the right length, to be filled from weights.
+        """Reads what `to_json` wrote; the indices are empty ones of the right length, to be filled from weights.
 
         Raises:
             ArtifactError: the plan was made with another hash version.
@@ -146,9 +177,16 @@ class EmbeddingPlan:
             data["init_scale"],
             data["format"],
             data["hash_seed"],
+            key_bits=data["key_bits"],
+            hot_half_life=data["hot_half_life"],
+            hot_expire=data["hot_expire"],
         )
-        n = plan.exact_values
-        return replace(plan, exact_keys=np.zeros(n, np.int64), exact_rows=np.zeros(n, np.int32))
+        return replace(
+            plan,
+            exact_keys=np.zeros(plan.exact_values, np.int32 if plan.key_bits == 32 else np.int64),
+            hot_keys=np.full(plan.hot_slots, NO_OWNER, np.int32),
+            hot_shares=np.zeros(plan.hot_slots, np.float32),
+        )
 
 
 def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts) -> EmbeddingPlan:
@@ -164,36 +202,62 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         never on the order of features.
 
     Raises:
-        ConfigError: a chunk or exact override names no feature, or the table would be too large to address.
+        ConfigError: an override names no feature, an exact feature is to be hot, or the table would be too large to
+            address.
     """
     names = [(n, False) for n in layout.id_names] + [(n, True) for n in layout.bag_names]
     known = [n for n, _ in names]
     _check_names("embedding.chunks.features", config.chunks.features, known)
     _check_names("embedding.exact.features", config.exact.features, known)
+    _check_names("embedding.hot.features", config.hot.features, known)
     values = {n: len(id_counts[n][0]) if n in id_counts else 0 for n in known}
     chunks = {n: config.chunks.of(n) for n in known}
     collisionless = config.kind == "collisionless"
     exact = {n for n in known if chunks[n] and (collisionless or config.exact.of(n, values[n]))}
+    hot = {n: _whole_buckets(config.hot.features[n]) for n in sorted(config.hot.features) if chunks[n]}
+    _check_not_exact(hot, exact, config)
     segments, hashed_rows = _hashed_segments(config, known, chunks, values, exact)
-    exact_base, end = {}, hashed_rows
+    exact_base, exact_start, end, entries = {}, {}, hashed_rows, 0
     for name in sorted(exact):
-        exact_base[name] = end
+        exact_base[name], exact_start[name] = end, entries
         end += values[name] * chunks[name]
+        entries += values[name]
+    hot_base, hot_start, slots = {}, {}, 0
+    for name, size in hot.items():
+        hot_base[name], hot_start[name] = end, slots
+        end += size * chunks[name]
+        slots += size
     if end >= 2**31:
         raise ConfigError(
             "the table has more rows than can be addressed",
             field="embedding",
             found=f"{end:,} rows",
             expected="fewer than 2**31",
-            mend="lower embedding.rows, or make fewer fields exact",
+            mend="lower embedding.rows or embedding.hot, or make fewer fields exact",
         )
     features = []
     for name, bag in names:
         base, span = segments.get(name, (0, 0))
         region = "dropped" if not chunks[name] else "exact" if name in exact else None
         region = region or ("shared" if config.kind == "multiplexed" else "own")
-        features.append(FeaturePlan(name, bag, chunks[name], values[name], region, base, span, exact_base.get(name, 0)))
-    keys, rows = _exact_index([f for f in features if f.region == "exact" and f.values], id_counts, config.hash_seed)
+        features.append(
+            FeaturePlan(
+                name,
+                bag,
+                chunks[name],
+                values[name],
+                region,
+                base,
+                span,
+                exact_base=exact_base.get(name, 0),
+                exact_start=exact_start.get(name, 0),
+                hot_slots=hot.get(name, 0),
+                hot_base=hot_base.get(name, 0),
+                hot_start=hot_start.get(name, 0),
+            )
+        )
+    hot_keys, hot_shares = _first_owners(config, hot, id_counts)
+    keys = exact_index({n: id_counts[n][0] for n in exact if values[n]}, config.hash_seed)
     return EmbeddingPlan(
         kind=config.kind,
         width=config.width,
@@ -202,9 +266,34 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         init_scale=config.init_scale,
         format=config.format,
         hash_seed=config.hash_seed,
+        key_bits=keys.itemsize * 8,
         exact_keys=keys,
-        exact_rows=rows,
+        hot_half_life=config.hot.half_life,
+        hot_expire=config.hot.expire,
+        hot_keys=hot_keys,
+        hot_shares=hot_shares,
     )
+
+
+def exact_index(fingerprints: Mapping[str, np.ndarray], hash_seed: int = 0) -> np.ndarray:
+    """The exact index of some features.
+
+    Args:
+        fingerprints: feature name -> its distinct values, int64.
+        hash_seed: that of the plan.
+
+    Returns:
+        [K] int32 keys, a segment a feature in order of name, ascending within a segment; int64 keys if two values of
+        one feature have the same 32 bits.
+    """
+    for bits in (32, 64):
+        segments = [
+            np.unique(exact_key(name, torch.from_numpy(fingerprints[name]), bits, hash_seed).numpy())
+            for name in sorted(fingerprints)
+        ]
+        if all(len(s) == len(fingerprints[name]) for s, name in zip(segments, sorted(fingerprints), strict=True)):
+            break
+    return np.concatenate(segments) if segments else np.empty(0, np.int32)
 
 
 def _hashed_segments(
@@ -229,18 +318,33 @@ def _hashed_segments(
     return segments, end
 
 
-def _exact_index(features: list[FeaturePlan], id_counts: IdCounts, hash_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted keys of all exact values and the first row of each."""
-    if not features:
-        return np.empty(0, np.int64), np.empty(0, np.int32)
-    keys, rows = [], []
-    for f in features:
-        fingerprints = torch.from_numpy(np.sort(id_counts[f.name][0]))
-        keys.append(exact_key(f.name, fingerprints, hash_seed).numpy())
-        rows.append(f.exact_base + np.arange(f.values, dtype=np.int64) * f.chunks)
-    all_keys, all_rows = np.concatenate(keys), np.concatenate(rows)
-    order = np.argsort(all_keys, kind="stable")
-    return all_keys[order], all_rows[order].astype(np.int32)
+def _whole_buckets(slots: int) -> int:
+    return -(-slots // WAYS) * WAYS
+
+
+def _first_owners(config: EmbeddingConfig, hot: dict[str, int], id_counts: IdCounts) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of the hot index at the start of training, and the share of its feature's values each key took."""
+    keys, shares = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+    for name, slots in hot.items():
+        if config.hot.start == "counts" and name in id_counts and len(id_counts[name][0]):
+            own_keys, own_shares = most_frequent(name, slots, *id_counts[name], config.hash_seed)
+        else:
+            own_keys, own_shares = np.full(slots, NO_OWNER, np.int32), np.zeros(slots, np.float32)
+        keys.append(own_keys)
+        shares.append(own_shares)
+    return np.concatenate(keys), np.concatenate(shares)
+
+
+def _check_not_exact(hot: dict[str, int], exact: set[str], config: EmbeddingConfig) -> None:
+    for name in hot:
+        if name in exact:
+            raise ConfigError(
+                "every value of an exact feature has rows of its own: it has no hot ones",
+                field=f"embedding.hot.features.{name}",
+                found=config.hot.features[name],
+                mend="leave it out"
+                + ("" if config.kind == "collisionless" else f", or set embedding.exact.features.{name} to false"),
+            )
 
 
 def _check_names(where: str, given: Mapping[str, object], known: list[str]) -> None:

@@ -120,6 +120,20 @@ class TorchTable(Table):
         if self.average is not None:
             self.average.update(index, old, new)
 
+    @torch.no_grad()
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """Gives rows the values, the optimizer's state and the moving average of others.
+
+        Args:
+            source: [n] int64.
+            target: [n] int64, distinct, none of them a source.
+        """
+        tensors = [self.weight, *(t for t in self.state.values() if t.dim())]
+        if self.average is not None:
+            tensors += [self.average.mean, self.average.last]
+        for tensor in tensors:
+            tensor.index_copy_(0, target, tensor.index_select(0, source))
+
     def _take_pending(self) -> tuple[Tensor, Tensor] | None:
         """Rows [n] and gradients [n, D] of all lookups that a gradient reached; there are none after."""
         pending = [(rows, grad) for rows, grad in self.pending if rows is not None and grad is not None]

@@ -114,11 +114,11 @@ class CTRModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that make up the model, by name: network, table as it is stored, exact index."""
+        """The tensors that make up the model, by name: network, table as it is stored, exact and hot index."""
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
         out["table"] = self.embedding.table.stored()
         out["exact_keys"] = self.embedding.exact_keys
-        out["exact_rows"] = self.embedding.exact_rows
+        out["hot_keys"] = self.embedding.hot_keys
         return out
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class CTRModel(nn.Module):
         """Copies in what `tensors` gave.
 
         Raises:
-            ArtifactError: a tensor is missing or has another shape: it belongs to another model.
+            ArtifactError: a tensor is missing or has another shape or type: it belongs to another model.
         """
         for name, own in self.tensors().items():
             given = tensors.get(name)
@@ -134,8 +134,8 @@ class CTRModel(nn.Module):
                 raise ArtifactError(
                     "the weights belong to another model",
                     field=name,
-                    found="nothing" if given is None else f"shape {tuple(given.shape)} {given.dtype}",
-                    expected=f"shape {tuple(own.shape)} {own.dtype}",
+                    found="nothing" if given is None else f"{given.dtype} {tuple(given.shape)}",
+                    expected=f"{own.dtype} {tuple(own.shape)}",
                     mend="use the config the weights were trained with",
                 )
             if name == "table":

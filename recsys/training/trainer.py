@@ -215,7 +215,7 @@ class Trainer:
             group["lr"] = config.learning_rate * factor
         self._dense.step()
         self._dense.zero_grad(set_to_none=True)
-        table.step(table_rate, scale)
+        self.model.embedding.step(table_rate, scale)
         if self._average:
             self._average.update()
         return value, weight
@@ -284,6 +284,8 @@ class Trainer:
         out = {f"model.{name}": t for name, t in self.model.tensors().items()}
         for name, t in self.model.embedding.table.optimizer_state().items():
             out[f"table_optimizer.{name}"] = t
+        for name, t in self._hot_state().items():
+            out[f"hot.{name}"] = t
         for name, parameter in self._parameters.items():
             for key, t in self._dense.state[parameter].items():
                 out[f"optimizer.{name}.{key}"] = t
@@ -291,6 +293,10 @@ class Trainer:
             out[f"average.{name}"] = t
         out["random_state"] = torch.get_rng_state()
         return out
+
+    def _hot_state(self) -> dict[str, Tensor]:
+        hot = self.model.embedding.hot
+        return hot.state() if hot else {}
 
     def _save(self) -> None:
         p = self._progress
@@ -325,6 +331,8 @@ class Trainer:
             }
         for name, t in self.model.embedding.table.optimizer_state().items():
             t.copy_(tensors[f"table_optimizer.{name}"])
+        for name, t in self._hot_state().items():
+            t.copy_(tensors[f"hot.{name}"])
         for name, t in (self._average.state() if self._average else {}).items():
             t.copy_(tensors[f"average.{name}"])
         torch.set_rng_state(tensors["random_state"])

@@ -299,6 +299,7 @@ def test_checkpoints_hold_no_more_than_what_training_needs(store_folder: Path, t
     assert {name.split(".")[0] for name in tensors} == {
         "model",
         "table_optimizer",
+        "hot",
         "optimizer",
         "average",
         "random_state",

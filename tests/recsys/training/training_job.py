@@ -16,6 +16,7 @@ from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, TrainResult
 
 EMBEDDING = {"width": 4, "rows": 300, "chunks": {"default": 2}, "exact": {"max_values": 10}}
+HOT = {"features": {"user": 16, "tags": 8}, "start": "empty", "half_life": 10, "expire": 20}
 MODEL = {"interaction": "dcnv2", "cross_layers": 1, "hidden": [16], "dropout": 0.2}
 TRAIN = {
     "batch_size": 64,
@@ -49,10 +50,11 @@ class PrintSteps:
         print("end", flush=True)
 
 
-def build(store: Store, **train: object) -> tuple[CTRModel, TrainConfig]:
+def build(store: Store, *, hot: bool = False, **train: object) -> tuple[CTRModel, TrainConfig]:
     """The job's model and training config, with some of its settings replaced."""
     config = TrainConfig.model_validate({**TRAIN, **train})
-    plan = plan_embedding(store.layout, EmbeddingConfig.model_validate(EMBEDDING), store.id_counts("train"))
+    embedding = EmbeddingConfig.model_validate(EMBEDDING | ({"hot": HOT} if hot else {}))
+    plan = plan_embedding(store.layout, embedding, store.id_counts("train"))
     network = ModelConfig.model_validate(MODEL)
     return CTRModel(store.layout, plan, network, seed=1, optimizer=config.optimizer_of_table), config
 
@@ -64,9 +66,9 @@ def loaders(store: Store, config: TrainConfig) -> tuple[Loader, Loader]:
 
 
 def run(store_folder: Path, folder: Path, *, resume: bool = False, **train: object) -> TrainResult:
-    """Trains in this process."""
+    """Trains in this process, with all regions."""
     store = Store.open(store_folder)
-    model, config = build(store, **train)
+    model, config = build(store, hot=True, **train)
     trainer = Trainer(model, config, seed=3, folder=folder, listener=PrintSteps())
     return trainer.fit(*loaders(store, config), resume=resume)
 
