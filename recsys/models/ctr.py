@@ -112,6 +112,13 @@ class CTRModel(nn.Module):
         """The parameters of the network, without the table, by name."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
 
+    def first_layers(self) -> dict[str, Tensor]:
+        """The weights [O, inputs] of the layers that read the embeddings, by name: cross, deep; else head."""
+        stacked = self.cross is not None and self.config.structure == "stacked"
+        parts = {"cross": self.cross, "deep": None if stacked or not self.config.hidden else self.deep}
+        layers = {name: _first_linear(part) for name, part in parts.items() if part is not None}
+        return layers or {"head": self.head.weight.detach()}
+
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors that make up the model, by name: network, table and exact index."""
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
@@ -138,3 +145,7 @@ class CTRModel(nn.Module):
                     mend="use the config the weights were trained with",
                 )
             own.copy_(given)
+
+
+def _first_linear(part: nn.Module) -> Tensor:
+    return next(m for m in part.modules() if isinstance(m, nn.Linear)).weight.detach()
