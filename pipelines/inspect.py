@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ArtifactError, ConfigError
+from features.store import Store
 from pipelines.config import ExperimentConfig, load_config
 from pipelines.console import Console, bytes_text
-from pipelines.diagnostics import ROWS, Sample, data_sample, run_state
+from pipelines.diagnostics import ROWS, Sample, data_sample, run_state, split_sample
 from pipelines.prepare import dropped_of, open_store
 from pipelines.table_page import show, table_page
 from pipelines.workspace import Run, runs_of, write_bytes
@@ -110,7 +111,18 @@ def inspect_model(
         folder = Registry(tracking_uri, create=False).bundle_of(target)
     bundle = load_bundle(folder)
     plan, spec = bundle.model.plan, bundle.pipeline.spec
-    sample = _sample(run, bundle, target, data, rows, split, console, required=html is not None)
+    sample = None
+    if data:
+        sample = data_sample(bundle.pipeline, data[0], split, rows)
+    elif run:
+        sample = _own_sample(run, bundle, split, rows, console, html is not None)
+    elif html is not None:
+        raise ConfigError(
+            "a page about the table needs data to look at it through",
+            field="--html",
+            found=f"{target} alone",
+            mend="name a folder of prepared data, or a file of raw rows, after it",
+        )
     _show_plan(plan, console)
     columns = column_types(spec)
     console.table("input columns", [{"column": name, "type": kind} for name, kind in columns.items()])
@@ -145,36 +157,16 @@ def _run_at(target: str) -> Run | None:
     return run
 
 
-def _sample(
-    run: Run | None,
-    bundle: Bundle,
-    target: str,
-    data: Sequence[str],
-    rows: int,
-    split: str,
-    console: Console,
-    *,
-    required: bool,
-) -> Sample | None:
-    """The data named, or else the run's own; None if there is none and none is required."""
-    if data:
-        return data_sample(bundle.pipeline, data[0], split, rows)
-    if run is not None:
-        folder = load_config(run.folder / "config.yaml").store_folder
-        try:
-            return data_sample(bundle.pipeline, str(folder), split, rows)
-        except ArtifactError as error:
-            if required:
-                raise
-            console.note(f"the run's data cannot be used, so its table is not looked into: {error}")
-    elif required:
-        raise ConfigError(
-            "a page about the table needs data to look at it through",
-            field="--html",
-            found=f"{target} alone",
-            mend="name a folder of prepared data, or a file of raw rows, after it",
-        )
-    return None
+def _own_sample(run: Run, bundle: Bundle, split: str, rows: int, console: Console, required: bool) -> Sample | None:
+    """The prepared data of a run; None if it cannot be used and is not required."""
+    try:
+        store = Store.open(load_config(run.folder / "config.yaml").store_folder, spec=bundle.pipeline.spec)
+        return split_sample(store, split, rows)
+    except ArtifactError as error:
+        if required:
+            raise
+        console.note(f"the run's data cannot be used, so its table is not looked into: {error}")
+        return None
 
 
 def _show_plan(plan: EmbeddingPlan, console: Console) -> None:

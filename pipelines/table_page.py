@@ -15,6 +15,7 @@ def show(found: Diagnostics, sample: str, console: Console) -> None:
     console.table(f"regions, {sample}", _region_rows(found))
     if found.load is not None:
         console.table("rows that ids hash into", _load_rows(found.load))
+    console.table("lookups answered by each region, percent", _hit_rows(found.features))
     console.table("collisions in percent of lookups (of a perfect hash)", _feature_rows(found.features))
     if found.overlaps:
         console.table("overlap of features' first-layer blocks", _overlap_rows(found.overlaps))
@@ -84,6 +85,16 @@ def _sections(found: Diagnostics, plan: list[dict[str, Any]]) -> list[Section]:
                 "most frequent ids say that frequent ids meet. More rows, or rows of their own for frequent ids, help.",
                 _load_rows(found.load),
                 pictures["load"],
+            )
+        )
+    if hits := _hit_rows(found.features):
+        sections.append(
+            Section(
+                "Hit rates by region",
+                "In percent of a feature's lookups. Exact and hot rows belong to one id; the rest hashes. A hot region "
+                "that answers little holds ids that are no longer frequent, or is too small for this feature's head.",
+                hits,
+                pictures["hits"],
             )
         )
     sections.append(
@@ -167,6 +178,16 @@ def _load_rows(load: Load) -> list[dict[str, Any]]:
     }
     out[1] |= {"dispersion": 1.0}
     return out
+
+
+def _hit_rows(features: tuple[FeatureUse, ...]) -> list[dict[str, Any]]:
+    """Lookups by region, if some feature is answered by more than one."""
+    if not any(len(f.traffic) > 1 for f in features):
+        return []
+    regions = sorted({name for f in features for name in f.traffic})
+    return [
+        {"feature": f.feature, **{name: _hundredths(f.traffic.get(name, 0.0)) for name in regions}} for f in features
+    ]
 
 
 def _feature_rows(features: tuple[FeatureUse, ...]) -> list[dict[str, Any]]:

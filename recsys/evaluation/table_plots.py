@@ -24,14 +24,16 @@ _REGIONS = {"exact": 2, "hot": 1, "shared": 0, "own": 0}
 
 def table_pictures(found: Diagnostics) -> dict[str, list[Picture]]:
     """All pictures that there is something for, by the section they belong to."""
-    pictures: dict[str, list[Picture]] = {"load": [], "features": [], "overlap": [], "norms": [], "updates": []}
+    pictures: dict[str, list[Picture]] = {
+        name: [] for name in ("load", "hits", "features", "overlap", "norms", "updates")
+    }
     if found.load is not None:
         pictures["load"] = [load_picture(found.load), traffic_picture(found.load)]
     present = [f for f in found.features if f.measured is not None]
     if present:
         pictures["features"] = [collision_picture(present), row_traffic_picture(present)]
-        if any(max(f.traffic.values()) < 1 for f in present):
-            pictures["features"].append(region_picture(present))
+    if any(len(f.traffic) > 1 for f in present):
+        pictures["hits"] = [region_picture(present)]
     # of two features there is one figure, which the table has
     pictures["overlap"] = [overlap_picture(overlap) for overlap in found.overlaps if len(overlap.features) > 2]
     if found.norms is not None:
