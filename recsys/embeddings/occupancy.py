@@ -117,6 +117,8 @@ class Load:
     traffic_mean: float
     """Lookups a row."""
     traffic_max: int
+    traffic_histogram: list[dict[str, int]]
+    """`rows` with `from` to `to` lookups: 0, 1, 2 to 3, 4 to 7 and so on."""
     top_row: float
     """Share of the lookups in the busiest row."""
     top_id: float
@@ -448,6 +450,7 @@ def _load(meetings: _Meetings, regions: list[Region], segments: dict[tuple[int, 
         histogram=_histogram(ids, rows, means, max(maximum, expected.maximum)),
         traffic_mean=total / rows,
         traffic_max=int(busiest[0]) if total else 0,
+        traffic_histogram=_doublings(busiest, rows),
         top_row=share(busiest, 1),
         top_id=share(frequent, 1),
         top_rows=share(busiest, hundredth),
@@ -484,6 +487,14 @@ def _histogram(ids: np.ndarray, rows: int, means: list[tuple[int, float]], highe
         {"from": i * width, "to": (i + 1) * width - 1, "rows": int(measured[i]), "expected": float(expected[i])}
         for i in range(bins)
     ]
+
+
+def _doublings(lookups: np.ndarray, rows: int) -> list[dict[str, int]]:
+    """Rows by their lookups, of which `lookups` has those above 0, in bins that double."""
+    bits = np.frexp(lookups)[1]
+    counts = np.bincount(bits, minlength=1)
+    counts[0] = rows - len(lookups)
+    return [{"from": 2**b // 2, "to": max(2**b - 1, 0), "rows": n} for b, n in enumerate(counts.tolist())]
 
 
 def _poisson(mean: float, below: int) -> np.ndarray:

@@ -100,6 +100,13 @@ def test_load_and_traffic_filled_by_hand() -> None:
         {"number": 3, "rows": 1.0, "ids": 1.0},
     ]
     assert [(bin_["from"], bin_["to"], bin_["rows"]) for bin_ in load.histogram] == [(0, 0, 0), (1, 1, 1), (2, 2, 1)]
+    assert [tuple(bin_.values()) for bin_ in load.traffic_histogram] == [
+        (0, 0, 0),
+        (1, 1, 0),
+        (2, 3, 1),
+        (4, 7, 0),
+        (8, 15, 1),
+    ]
 
 
 def brute_force(embedding: MultiplexedEmbedding, counts: Counts) -> dict[str, tuple[float, ...]]:
