@@ -35,6 +35,9 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
 RunName = Annotated[str | None, typer.Option("--run", help="A run's number; the newest trained one by default.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run if it was cut.")]
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
+]
 Workspace = Annotated[Path, typer.Option("--workspace", help="Where the MLflow store is looked for.")]
 
 
@@ -115,9 +118,7 @@ def score(
     as_json: Json = False,
     keep: Annotated[str, typer.Option("--keep", help="Columns carried along, separated by commas.")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows scored at a time.")] = 65_536,
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
-    ] = None,
+    tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
     """Score the rows of a file, in order.
@@ -127,7 +128,7 @@ def score(
     with _job(as_json) as job:
         from pipelines.score import score
 
-        uri = tracking_uri or f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+        uri = _tracking_uri(tracking_uri, workspace)
         columns = [column for column in keep.split(",") if column]
         job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=columns)
 
@@ -146,23 +147,50 @@ def run(config: Config, overrides: Overrides = None, as_json: Json = False, resu
 
 @app.command()
 def inspect(
-    target: Annotated[Path, typer.Argument(metavar="CONFIG|BUNDLE", help="A YAML file, or a bundle's folder.")],
-    overrides: Overrides = None,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [key=value]",
+            help="Of a model: prepared data (a folder) or raw rows (a file or glob). Of a config: overrides.",
+        ),
+    ] = None,
     as_json: Json = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page about the table.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Of a model: sample at most so many rows.")] = 200_000,
+    split: Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")] = "train",
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
 ) -> None:
-    """Show an experiment's data and runs, or what a bundle holds.
+    """Show an experiment's data, plan and runs; or what a model holds and, with data, how it uses its table.
 
-    `recsys inspect configs/synthetic.yaml`
+    `recsys inspect configs/synthetic.yaml embedding.rows=50000`
 
-    `recsys inspect work/synthetic/runs/0001/bundle`
+    `recsys inspect work/synthetic/runs/0001 --html table.html`
+
+    `recsys inspect models:/synthetic@challenger events.parquet --html table.html`
     """
     with _job(as_json) as job:
         from pipelines import inspect as jobs
+        from recsys.serving.registry import is_model_uri
 
-        if target.is_dir():
-            job.result = jobs.inspect_bundle(target, job.console)
+        if is_model_uri(target) or Path(target).is_dir():
+            job.result = jobs.inspect_model(
+                target,
+                arguments or [],
+                job.console,
+                tracking_uri=_tracking_uri(tracking_uri, workspace),
+                html=html,
+                rows=rows,
+                split=split,
+            )
         else:
-            job.result = jobs.inspect(_load(target, overrides), job.console)
+            job.result = jobs.inspect(_load(Path(target), arguments), job.console, html=html)
 
 
 @app.command()
@@ -236,6 +264,10 @@ def _load(config: Path, overrides: list[str] | None) -> Any:
     from pipelines.config import load_config
 
     return load_config(config, overrides or [])
+
+
+def _tracking_uri(given: str | None, workspace: Path) -> str:
+    return given or f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
 
 
 def _switch_telemetry_off() -> None:

@@ -76,6 +76,8 @@ class TrackingConfig(Strict):
     """Alias given to a newly registered version: letters, digits, `_` and `-`; not `latest`, nor `v1` and the like."""
     system_metrics: bool = True
     """Log memory, processor and disk use during training."""
+    diagnostics_rows: int = Field(200_000, ge=0)
+    """Training rows through which the table is looked into after training; 0 leaves its diagnostics out."""
 
     @model_validator(mode="after")
     def _alias_is_free(self) -> TrackingConfig:

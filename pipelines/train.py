@@ -11,6 +11,7 @@ from features.loader import Loader
 from features.store import Store
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console, bytes_text
+from pipelines.diagnostics import diagnose_run
 from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
 from pipelines.tracking import MlflowListener, begin
@@ -76,6 +77,11 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         trainer = Trainer(model, config.train, seed=config.seed, folder=run.checkpoints, listener=Listeners(listeners))
         result = trainer.fit(loader, valid, resume=resume)
         save_bundle(run.bundle, model=model, pipeline=store.pipeline, metrics=result.best_metrics)
+        if registry and run_id and plan.lookups and config.tracking.diagnostics_rows:
+            files, scalars = diagnose_run(config, run, model, store, console)
+            registry.log_metrics(run_id, [(f"table/{name}", value, result.steps) for name, value in scalars.items()])
+            for file in files:
+                registry.log_files(run_id, file)
     summary = {
         "run": run.name,
         "folder": str(run.folder),

@@ -8,6 +8,7 @@ WORKSPACE/NAME/runs/0001/    one training: config.yaml, run.json, checkpoints/, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -131,6 +132,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
         aside.write_bytes(data)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file in the folder's place
+            aside.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
     return path

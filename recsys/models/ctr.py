@@ -113,6 +113,13 @@ class CTRModel(nn.Module):
         """The parameters of the network, without the table, by name."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
 
+    def first_layers(self) -> dict[str, Tensor]:
+        """The weights [O, inputs] of the layers that read the embeddings, by name: cross, deep; else head."""
+        stacked = self.cross is not None and self.config.structure == "stacked"
+        parts = {"cross": self.cross, "deep": None if stacked or not self.config.hidden else self.deep}
+        layers = {name: _first_linear(part) for name, part in parts.items() if part is not None}
+        return layers or {"head": self.head.weight.detach()}
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up the model, by name: network, table as it is stored, exact and hot index."""
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
@@ -142,3 +149,7 @@ class CTRModel(nn.Module):
                 self.embedding.table.load_stored(given)
             else:
                 own.copy_(given)
+
+
+def _first_linear(part: nn.Module) -> Tensor:
+    return next(m for m in part.modules() if isinstance(m, nn.Linear)).weight.detach()

@@ -295,3 +295,48 @@ def test_columns_that_cannot_be_kept(
 def test_demo_elsewhere_than_in_the_repository(recsys: Recsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     refused(recsys("demo"), "configs/synthetic.yaml", "root of the repository")
+
+
+def test_inspect_a_model_with_data_that_does_not_fit(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    assert recsys("train", world.config).code == 0
+    run = world.folder / "work" / "small" / "runs" / "0001"
+    page = world.folder / "table.html"
+    refused(recsys("inspect", run / "bundle", "none.parquet", "--html", page), "none.parquet")
+    refused(recsys("inspect", run / "bundle", world.folder, "--html", page), "no prepared data")
+    refused(recsys("inspect", run / "bundle", "--html", page), "--html", "needs data")
+    refused(
+        recsys("inspect", run / "bundle", world.store, "embedding.rows=3"), "one source of data", "embedding.rows=3"
+    )
+    pl.read_parquet(world.events).rename({"item": "items"}).write_parquet(world.folder / "other.parquet")
+    refused(recsys("inspect", run, "other.parquet", "--html", page), "item", "items")
+    refused(recsys("inspect", run, "--html", world.store / "manifest.json" / "table.html"), "cannot be written")
+    refused(recsys("inspect", run, "--split", "training"), "training", "train, valid, test")
+    assert recsys("inspect", run, "--rows", "0").code == 2
+    assert not page.exists()
+    assert world.leftovers() == []
+
+
+def test_inspect_what_is_no_model(world: Any, recsys: Recsys) -> None:
+    refused(recsys("inspect", world.folder), "no model bundle")
+    refused(recsys("inspect", "models:/small@challenger"), "no MLflow store")
+    refused(recsys("inspect", "none.yaml"), "none.yaml", "cannot read the config")
+    assert recsys("prepare", world.config).code == 0
+    assert recsys("train", world.config).code == 0
+    run = world.folder / "work" / "small" / "runs" / "0001"
+    (run / "train.json").unlink()
+    refused(recsys("inspect", run), "0001", "not finished", "--resume")
+
+
+def test_inspect_a_run_whose_data_is_gone(world: Any, recsys: Recsys) -> None:
+    """What the model holds is still shown; only a page needs the data."""
+    assert recsys("prepare", world.config).code == 0
+    assert recsys("train", world.config).code == 0
+    run = world.folder / "work" / "small" / "runs" / "0001"
+    world.store.rename(world.folder / "moved")
+    outcome = recsys("inspect", run, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["diagnostics"] is None
+    assert "its table is not looked into" in outcome.err
+    refused(recsys("inspect", run, "--html", "table.html"), "no prepared data")
+    assert recsys("inspect", run, world.folder / "moved", "--html", "table.html").code == 0

@@ -268,9 +268,73 @@ def test_inspect_shows_data_runs_and_bundle(in_trained: Any, recsys: Callable[..
     assert shown.code == 0, shown.err
     assert {line["feature"]: line["values"] for line in shown.json["features"]}["user"] == 60
     assert shown.json["runs"][0]["trained"] is True
+    assert {line["feature"] for line in shown.json["plan"]} == {"user", "item", "city", "tags", "hour", "user_city"}
     bundle = recsys("inspect", in_trained.folder / "work" / "small" / "runs" / "0001" / "bundle", "--json").json
     assert bundle["inputs"]["tags"] == "string[]"
     assert bundle["outputs"] == ["p_click"]
+    assert bundle["diagnostics"] is None
+
+
+def test_training_logs_the_diagnostics_of_its_table(trained: Any) -> None:
+    world, outcome = trained
+    run = world.folder / outcome.json["train"]["folder"]
+    found = json.loads((run / "diagnostics.json").read_text())
+    assert found["sample"].startswith("all ")
+    assert {f["feature"] for f in found["features"]} == {"user", "item", "city", "tags", "hour", "user_city"}
+    assert found["updates"]["never"].keys() == {"shared", "exact"}
+    client = Registry(store_uri(world))._client
+    run_id = outcome.json["train"]["mlflow_run_id"]
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["table/bytes"] == outcome.json["train"]["table_bytes"]
+    assert {"table/intra", "table/confused", "table/ids_a_row", "table/row_norm"} <= set(metrics)
+    assert {"diagnostics.json", "diagnostics.html"} <= {file.path for file in client.list_artifacts(run_id)}
+
+
+def test_inspect_a_run_sees_what_its_training_saw(in_trained: Any, recsys: Callable[..., Any], tmp_path: Path) -> None:
+    run = in_trained.folder / "work" / "small" / "runs" / "0001"
+    page = tmp_path / "table.html"
+    outcome = recsys("inspect", run, "--html", page, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["diagnostics"] == json.loads((run / "diagnostics.json").read_text())
+    # the title of the page names the run likewise
+    assert page.read_bytes() == (run / "diagnostics.html").read_bytes()
+    assert "collisions in percent" in outcome.err
+
+
+def test_inspect_a_model_through_raw_rows_and_through_prepared_ones(
+    in_trained: Any, recsys: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = tmp_path / "new.parquet"
+    pl.read_parquet(in_trained.events).drop("click", "p_true").write_parquet(rows)
+    raw = recsys("inspect", "models:/small@challenger", rows, "--rows", "1000", "--json")
+    assert raw.code == 0, raw.err
+    assert raw.json["diagnostics"]["sample"] == f"the first 1,000 rows of {rows}"
+    bundle = in_trained.folder / "work" / "small" / "runs" / "0001" / "bundle"
+    store = recsys("inspect", bundle, in_trained.store, "--split", "valid", "--rows", "100", "--json")
+    assert store.code == 0, store.err
+    assert "rows of the valid split" in store.json["diagnostics"]["sample"]
+
+
+def test_inspect_a_config_tells_of_a_table_that_is_not_trained(
+    in_trained: Any, recsys: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Half a terabyte: more than could be allocated."""
+    page = tmp_path / "table.html"
+    sizes = ("embedding.rows=2000000000", "embedding.width=64", "embedding.exact.max_values=0")
+    outcome = recsys("inspect", in_trained.config, *sizes, "--html", page, "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json["diagnostics"]
+    assert found["load"]["rows"] == 2_000_000_000
+    assert (found["norms"], found["overlaps"]) == (None, [])
+    assert "small: inside the table" in page.read_text()
+
+
+def test_training_without_diagnostics(world: Any, recsys: Callable[..., Any]) -> None:
+    world.write(tracking={"system_metrics": False, "diagnostics_rows": 0})
+    assert recsys("prepare", world.config).code == 0
+    outcome = recsys("train", world.config, "--json")
+    assert outcome.code == 0, outcome.err
+    assert not (Path(outcome.json["folder"]) / "diagnostics.html").exists()
 
 
 def test_data_lists_and_writes(recsys: Callable[..., Any], tmp_path: Path) -> None:
