@@ -6,6 +6,8 @@ feature's name, so the rows of one feature do not depend on which other features
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import xxhash
 from torch import Tensor, nn
@@ -61,34 +63,43 @@ def range_reduce(hashes: Tensor, span: Tensor | int) -> Tensor:
     return (((hashes >> 32) & 0xFFFFFFFF) * span) >> 32
 
 
+@dataclass(frozen=True)
+class ExactSegment:
+    """Where the values of one exact feature lie: in the exact index, and in the table."""
+
+    start: int
+    """First of the feature's entries in the index."""
+    values: int
+    """Number of its entries, above 0."""
+    base: int
+    """First of its rows; the value of entry `start + i` has the rows from `base + i * chunks` on."""
+    chunks: int
+    """Rows a value."""
+
+
+@dataclass(frozen=True)
 class Lookup:
-    """One lookup: which column is read, and where its rows lie.
+    """One lookup: which column is read, and where its rows lie."""
 
-    Args:
-        column: position of the feature among the columns given to the `Addresser`.
-        feature: name the salt is made from.
-        chunk: number of this chunk within the feature, from 0.
-        base: first row ids may hash to.
-        span: number of rows ids may hash to.
-        exact: whether values are first sought in the exact index.
-    """
-
-    __slots__ = ("base", "chunk", "column", "exact", "feature", "span")
-
-    def __init__(self, column: int, feature: str, chunk: int, base: int, span: int, exact: bool) -> None:
-        self.column = column
-        self.feature = feature
-        self.chunk = chunk
-        self.base = base
-        self.span = span
-        self.exact = exact
+    column: int
+    """Position of the feature among the columns given to the `Addresser`."""
+    feature: str
+    """Name the salt is made from."""
+    chunk: int
+    """Number of this chunk within the feature, from 0."""
+    base: int
+    """First row ids may hash to."""
+    span: int
+    """Number of rows ids may hash to."""
+    exact: ExactSegment | None = None
+    """Rows of the feature's own values, sought first."""
 
 
 class Addresser(nn.Module):
     """Turns columns of fingerprints into rows, for a fixed list of lookups.
 
     Args:
-        lookups: the lookups, in output order.
+        lookups: the lookups, in output order; a feature's chunks follow one another from 0.
         hash_seed: another seed is another draw of all hashes.
     """
 
@@ -96,9 +107,6 @@ class Addresser(nn.Module):
     _salts: Tensor
     _base: Tensor
     _span: Tensor
-    _exact: Tensor
-    _key: Tensor
-    _chunk: Tensor
 
     def __init__(self, lookups: list[Lookup], hash_seed: int = 0) -> None:
         super().__init__()
@@ -108,21 +116,16 @@ class Addresser(nn.Module):
         self.register_buffer("_salts", _int64([salt(x.feature, x.chunk, hash_seed) for x in lookups]), persistent=False)
         self.register_buffer("_base", _int64([x.base for x in lookups]), persistent=False)
         self.register_buffer("_span", _int64([x.span for x in lookups]), persistent=False)
-        exact = [i for i, x in enumerate(lookups) if x.exact]
-        first = {x.feature: i for i, x in enumerate(lookups) if x.chunk == 0}
-        self.has_exact = bool(exact)
         self._all_at_zero = all(x.base == 0 for x in lookups)
-        self.register_buffer("_exact", _int64(exact), persistent=False)
-        self.register_buffer("_key", _int64([first[lookups[i].feature] for i in exact]), persistent=False)
-        self.register_buffer("_chunk", _int64([lookups[i].chunk for i in exact]), persistent=False)
+        self._exact = _ExactLookups(lookups) if any(x.exact for x in lookups) else None
 
-    def forward(self, values: Tensor, exact_keys: Tensor, exact_rows: Tensor) -> Tensor:
+    def forward(self, values: Tensor, exact_keys: Tensor) -> Tensor:
         """Rows of every lookup.
 
         Args:
             values: [n, columns] int64 fingerprints.
-            exact_keys: [K] int64, sorted: `exact_key` of every value that has rows of its own.
-            exact_rows: [K] int32: the first of its rows.
+            exact_keys: [K] int32 or int64: the exact index, `exact_key` of every value with rows of its own, ascending
+                within each feature's segment.
 
         Returns:
             [n, lookups] int32 rows of the table.
@@ -132,28 +135,75 @@ class Addresser(nn.Module):
         rows = range_reduce(hashes, self._span)
         if not self._all_at_zero:
             rows = rows + self._base
-        if self.has_exact and exact_keys.numel():
-            keys = hashes.index_select(1, self._key)
-            slot = torch.searchsorted(exact_keys, keys).clamp_(max=exact_keys.numel() - 1)
-            hit = exact_keys[slot] == keys
-            own = exact_rows[slot].to(torch.int64) + self._chunk
-            hashed = rows.index_select(1, self._exact)
-            rows = rows.index_copy(1, self._exact, torch.where(hit, own, hashed))
+        if self._exact is not None:
+            rows = self._exact(hashes, rows, exact_keys)
         return rows.to(torch.int32)
 
 
-def exact_key(feature: str, fingerprints: Tensor, hash_seed: int = 0) -> Tensor:
-    """The key under which a feature's values are found in the exact index: the hash of their first chunk.
+class _ExactLookups(nn.Module):
+    """Puts the own rows of exact values in the place of the rows they hash to."""
+
+    _first: Tensor
+    _start: Tensor
+    _row: Tensor
+    _chunks: Tensor
+    _lookup: Tensor
+    _segment: Tensor
+    _chunk: Tensor
+
+    def __init__(self, lookups: list[Lookup]) -> None:
+        super().__init__()
+        first = [(i, x.exact) for i, x in enumerate(lookups) if x.exact and x.chunk == 0]
+        number = {lookups[i].feature: n for n, (i, _) in enumerate(first)}
+        every = [(i, x) for i, x in enumerate(lookups) if x.exact]
+        self._segments = [segment for _, segment in first]
+        for name, values in {
+            "first": [i for i, _ in first],
+            "start": [s.start for s in self._segments],
+            "row": [s.base for s in self._segments],
+            "chunks": [s.chunks for s in self._segments],
+            "lookup": [i for i, _ in every],
+            "segment": [number[x.feature] for _, x in every],
+            "chunk": [x.chunk for _, x in every],
+        }.items():
+            self.register_buffer(f"_{name}", _int64(values), persistent=False)
+
+    def forward(self, hashes: Tensor, rows: Tensor, exact_keys: Tensor) -> Tensor:
+        """[n, lookups] hashes and hashed rows -> [n, lookups] int64 rows."""
+        keys = _key(hashes.t().index_select(0, self._first), exact_keys.dtype)
+        # one binary search a feature, in its own segment: contiguous, short, and no key says whose it is
+        place = [
+            torch.searchsorted(exact_keys[s.start : s.start + s.values], own).clamp_(max=s.values - 1)
+            for s, own in zip(self._segments, keys, strict=True)
+        ]
+        places = torch.stack(place)
+        hit = exact_keys[places + self._start.unsqueeze(1)] == keys
+        row = places * self._chunks.unsqueeze(1) + self._row.unsqueeze(1)
+        own_row = row.index_select(0, self._segment).t() + self._chunk
+        hashed = rows.index_select(1, self._lookup)
+        return rows.index_copy(1, self._lookup, torch.where(hit.index_select(0, self._segment).t(), own_row, hashed))
+
+
+def exact_key(feature: str, fingerprints: Tensor, bits: int = 32, hash_seed: int = 0) -> Tensor:
+    """The key under which a feature's values are found in the exact index: the high bits of their first chunk's hash.
+
+    With 32 bits a value that training never saw passes for one of the feature's V known ones with probability
+    V / 2**32.
 
     Args:
         feature: name of the feature.
         fingerprints: int64 of any shape.
+        bits: 32 or 64.
         hash_seed: that of the `Addresser`.
 
     Returns:
-        int64 of the same shape.
+        int32 or int64 of the same shape.
     """
-    return mix64(fingerprints ^ salt(feature, 0, hash_seed))
+    return _key(mix64(fingerprints ^ salt(feature, 0, hash_seed)), torch.int32 if bits == 32 else torch.int64)
+
+
+def _key(hashes: Tensor, dtype: torch.dtype) -> Tensor:
+    return (hashes >> 32).to(torch.int32) if dtype == torch.int32 else hashes
 
 
 def _int64(values: list[int]) -> Tensor:

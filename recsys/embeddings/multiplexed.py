@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.embeddings.addressing import Addresser, Lookup
+from recsys.embeddings.addressing import Addresser, ExactSegment, Lookup
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
 from recsys.embeddings.table import Table, TableOptimizer, make_table
 
@@ -24,7 +24,6 @@ class MultiplexedEmbedding(nn.Module):
     """
 
     exact_keys: Tensor
-    exact_rows: Tensor
 
     def __init__(
         self,
@@ -38,7 +37,6 @@ class MultiplexedEmbedding(nn.Module):
         self.plan = plan
         self.poolings = poolings
         self.register_buffer("exact_keys", torch.from_numpy(plan.exact_keys.copy()))
-        self.register_buffer("exact_rows", torch.from_numpy(plan.exact_rows.copy()))
         singles = [f for f in plan.features if not f.bag]
         self.bags = [f for f in plan.features if f.bag]
         self.single_lookups = sum(f.chunks for f in singles)
@@ -72,13 +70,12 @@ class MultiplexedEmbedding(nn.Module):
 
     def rows(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The rows each lookup reads: [B, lookups] int32 of single-valued features, and [N_g, chunks] of each bag."""
-        rows = self.address(ids, self.exact_keys, self.exact_rows)
+        rows = self.address(ids, self.exact_keys)
         if not self.bags:
             return rows, []
         values = bag_values.split(bag_lengths.sum(1).tolist())
         return rows, [
-            address(v.unsqueeze(1), self.exact_keys, self.exact_rows)
-            for address, v in zip(self.address_bags, values, strict=True)
+            address(v.unsqueeze(1), self.exact_keys) for address, v in zip(self.address_bags, values, strict=True)
         ]
 
 
@@ -118,4 +115,6 @@ def pool(vectors: Tensor, lengths: Tensor, pooling: str) -> Tensor:
 
 
 def _lookups(f: FeaturePlan, column: int) -> list[Lookup]:
-    return [Lookup(column, f.name, chunk, f.base, f.span, f.region == "exact") for chunk in range(f.chunks)]
+    own = f.region == "exact" and f.values > 0
+    exact = ExactSegment(f.exact_start, f.values, f.exact_base, f.chunks) if own else None
+    return [Lookup(column, f.name, chunk, f.base, f.span, exact) for chunk in range(f.chunks)]

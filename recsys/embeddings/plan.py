@@ -1,7 +1,7 @@
 """Where every feature's rows lie: the regions of the one table, their sizes and their bytes.
 
 A plan is made from the layout, the config and the distinct values seen in training.  It is a small JSON object;
-the index of exact values travels beside it as two arrays.
+the index of exact values travels beside it as an array.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from features.errors import ArtifactError, ConfigError, nearest
 from features.layout import Layout
 from recsys.embeddings.addressing import HASH_VERSION, exact_key
 from recsys.embeddings.config import EmbeddingConfig
-
-INDEX_BYTES = 12
-"""Bytes of one entry of the exact index: an int64 key and an int32 row."""
 
 IdCounts = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Feature name -> (distinct fingerprints int64, how often each was seen)."""
@@ -44,6 +41,8 @@ class FeaturePlan:
     """Number of rows that ids not in the exact index hash to."""
     exact_base: int = 0
     """First row of the feature's exact segment; it is values * chunks rows long."""
+    exact_start: int = 0
+    """First of the feature's `values` entries in the exact index."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,10 @@ class EmbeddingPlan:
     init_scale: float
     hash_seed: int = 0
     hash_version: int = HASH_VERSION
-    exact_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
-    exact_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False, repr=False)
+    key_bits: int = 32
+    """Bits of an entry of the exact index: 32, or 64 when two training values of one exact feature share 32."""
+    exact_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False, repr=False)
+    """The exact index: a segment of keys an exact feature, in order of feature name; ascending within a segment."""
 
     @property
     def exact_values(self) -> int:
@@ -80,7 +81,7 @@ class EmbeddingPlan:
     @property
     def table_bytes(self) -> int:
         """Bytes of everything indexed by ids: fp32 rows and the exact index."""
-        return self.rows * self.width * 4 + self.exact_values * INDEX_BYTES
+        return self.rows * self.width * 4 + self.exact_values * self.key_bits // 8
 
     def summary(self) -> list[dict[str, Any]]:
         """One line a feature: region, distinct values, chunks, width, rows it can reach, bytes of its own rows."""
@@ -97,7 +98,7 @@ class EmbeddingPlan:
                     "chunks": f.chunks,
                     "width": f.chunks * self.width,
                     "rows": exact_rows or (f.span if f.chunks else 0),
-                    "bytes": own * self.width * 4 + (f.values * INDEX_BYTES if f.region == "exact" else 0),
+                    "bytes": own * self.width * 4 + (f.values * self.key_bits // 8 if f.region == "exact" else 0),
                 }
             )
         return lines
@@ -111,6 +112,7 @@ class EmbeddingPlan:
             "init_scale": self.init_scale,
             "hash_seed": self.hash_seed,
             "hash_version": self.hash_version,
+            "key_bits": self.key_bits,
             "features": [asdict(f) for f in self.features],
         }
 
@@ -130,9 +132,16 @@ class EmbeddingPlan:
                 mend="train it again, or load it with the release that wrote it",
             )
         features = tuple(FeaturePlan(**f) for f in data["features"])
-        plan = cls(data["kind"], data["width"], data["rows"], features, data["init_scale"], data["hash_seed"])
-        n = plan.exact_values
-        return replace(plan, exact_keys=np.zeros(n, np.int64), exact_rows=np.zeros(n, np.int32))
+        plan = cls(
+            data["kind"],
+            data["width"],
+            data["rows"],
+            features,
+            data["init_scale"],
+            data["hash_seed"],
+            key_bits=data["key_bits"],
+        )
+        return replace(plan, exact_keys=np.zeros(plan.exact_values, np.int32 if plan.key_bits == 32 else np.int64))
 
 
 def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts) -> EmbeddingPlan:
@@ -159,10 +168,11 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
     collisionless = config.kind == "collisionless"
     exact = {n for n in known if chunks[n] and (collisionless or config.exact.of(n, values[n]))}
     segments, hashed_rows = _hashed_segments(config, known, chunks, values, exact)
-    exact_base, end = {}, hashed_rows
+    exact_base, exact_start, end, entries = {}, {}, hashed_rows, 0
     for name in sorted(exact):
-        exact_base[name] = end
+        exact_base[name], exact_start[name] = end, entries
         end += values[name] * chunks[name]
+        entries += values[name]
     if end >= 2**31:
         raise ConfigError(
             "the table has more rows than can be addressed",
@@ -176,8 +186,9 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         base, span = segments.get(name, (0, 0))
         region = "dropped" if not chunks[name] else "exact" if name in exact else None
         region = region or ("shared" if config.kind == "multiplexed" else "own")
-        features.append(FeaturePlan(name, bag, chunks[name], values[name], region, base, span, exact_base.get(name, 0)))
-    keys, rows = _exact_index([f for f in features if f.region == "exact" and f.values], id_counts, config.hash_seed)
+        own = exact_base.get(name, 0), exact_start.get(name, 0)
+        features.append(FeaturePlan(name, bag, chunks[name], values[name], region, base, span, *own))
+    keys = exact_index({n: id_counts[n][0] for n in exact if values[n]}, config.hash_seed)
     return EmbeddingPlan(
         kind=config.kind,
         width=config.width,
@@ -185,9 +196,30 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         features=tuple(features),
         init_scale=config.init_scale,
         hash_seed=config.hash_seed,
+        key_bits=keys.itemsize * 8,
         exact_keys=keys,
-        exact_rows=rows,
     )
+
+
+def exact_index(fingerprints: Mapping[str, np.ndarray], hash_seed: int = 0) -> np.ndarray:
+    """The exact index of some features.
+
+    Args:
+        fingerprints: feature name -> its distinct values, int64.
+        hash_seed: that of the plan.
+
+    Returns:
+        [K] int32 keys, a segment a feature in order of name, ascending within a segment; int64 keys if two values of
+        one feature have the same 32 bits.
+    """
+    for bits in (32, 64):
+        segments = [
+            np.unique(exact_key(name, torch.from_numpy(fingerprints[name]), bits, hash_seed).numpy())
+            for name in sorted(fingerprints)
+        ]
+        if all(len(s) == len(fingerprints[name]) for s, name in zip(segments, sorted(fingerprints), strict=True)):
+            break
+    return np.concatenate(segments) if segments else np.empty(0, np.int32)
 
 
 def _hashed_segments(
@@ -210,20 +242,6 @@ def _hashed_segments(
         segments[n] = (end, span)
         end += span
     return segments, end
-
-
-def _exact_index(features: list[FeaturePlan], id_counts: IdCounts, hash_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted keys of all exact values and the first row of each."""
-    if not features:
-        return np.empty(0, np.int64), np.empty(0, np.int32)
-    keys, rows = [], []
-    for f in features:
-        fingerprints = torch.from_numpy(np.sort(id_counts[f.name][0]))
-        keys.append(exact_key(f.name, fingerprints, hash_seed).numpy())
-        rows.append(f.exact_base + np.arange(f.values, dtype=np.int64) * f.chunks)
-    all_keys, all_rows = np.concatenate(keys), np.concatenate(rows)
-    order = np.argsort(all_keys, kind="stable")
-    return all_keys[order], all_rows[order].astype(np.int32)
 
 
 def _check_names(where: str, given: Mapping[str, object], known: list[str]) -> None:

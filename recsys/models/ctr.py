@@ -117,7 +117,6 @@ class CTRModel(nn.Module):
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
         out["table"] = self.embedding.table.weights()
         out["exact_keys"] = self.embedding.exact_keys
-        out["exact_rows"] = self.embedding.exact_rows
         return out
 
     @torch.no_grad()
@@ -125,16 +124,16 @@ class CTRModel(nn.Module):
         """Copies in what `tensors` gave.
 
         Raises:
-            ArtifactError: a tensor is missing or has another shape: it belongs to another model.
+            ArtifactError: a tensor is missing or has another shape or type: it belongs to another model.
         """
         for name, own in self.tensors().items():
             given = tensors.get(name)
-            if given is None or given.shape != own.shape:
+            if given is None or given.shape != own.shape or given.dtype != own.dtype:
                 raise ArtifactError(
                     "the weights belong to another model",
                     field=name,
-                    found="nothing" if given is None else f"shape {tuple(given.shape)}",
-                    expected=f"shape {tuple(own.shape)}",
+                    found="nothing" if given is None else f"{given.dtype} {tuple(given.shape)}",
+                    expected=f"{own.dtype} {tuple(own.shape)}",
                     mend="use the config the weights were trained with",
                 )
             own.copy_(given)

@@ -23,7 +23,7 @@ from recsys.models.config import ModelConfig
 from recsys.models.ctr import CTRModel
 from recsys.tensorfile import read_tensors, write_tensors
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.embeddings.addressing import Addresser, Lookup, exact_key, mix64, range_reduce, salt
+from recsys.embeddings.addressing import Addresser, ExactSegment, Lookup, exact_key, mix64, range_reduce, salt
 
 MASK = (1 << 64) - 1
-NO_KEYS, NO_ROWS = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32)
+NO_KEYS = torch.empty(0, dtype=torch.int32)
 fingerprints = st.integers(-(2**63), 2**63 - 1)
 
 
@@ -26,16 +27,16 @@ def reference_row(name: str, chunk: int, fingerprint: int, span: int) -> int:
 
 @given(fingerprints, st.text(min_size=1, max_size=8), st.integers(0, 7), st.integers(1, 2**31 - 1))
 def test_rows_equal_big_integer_arithmetic(fingerprint: int, name: str, chunk: int, span: int) -> None:
-    address = Addresser([Lookup(0, name, chunk, 0, span, False)])
-    row = address(torch.tensor([[fingerprint]]), NO_KEYS, NO_ROWS)
+    address = Addresser([Lookup(0, name, chunk, 0, span)])
+    row = address(torch.tensor([[fingerprint]]), NO_KEYS)
     assert row.item() == reference_row(name, chunk, fingerprint, span)
 
 
 def test_rows_are_golden() -> None:
     """These numbers may only change together with HASH_VERSION."""
     values = torch.tensor([0, 1, -1, 2**62, -(2**63)])
-    address = Addresser([Lookup(0, "user", 0, 0, 1_000_000, False), Lookup(0, "user", 1, 10, 1000, False)])
-    rows = address(values.unsqueeze(1), NO_KEYS, NO_ROWS)
+    address = Addresser([Lookup(0, "user", 0, 0, 1_000_000), Lookup(0, "user", 1, 10, 1000)])
+    rows = address(values.unsqueeze(1), NO_KEYS)
     assert rows.tolist() == [[731044, 150], [156578, 949], [292671, 125], [359548, 766], [85390, 148]]
 
 
@@ -59,8 +60,8 @@ def test_range_reduce_stays_in_range(span: int) -> None:
 
 def test_rows_are_spread_evenly() -> None:
     """Chi-square of 100,000 consecutive ids over 1,000 rows, for 20 features: mean near its 999 degrees."""
-    address = Addresser([Lookup(0, f"f{i}", 0, 0, 1000, False) for i in range(20)])
-    rows = address(torch.arange(100_000).unsqueeze(1), NO_KEYS, NO_ROWS)
+    address = Addresser([Lookup(0, f"f{i}", 0, 0, 1000) for i in range(20)])
+    rows = address(torch.arange(100_000).unsqueeze(1), NO_KEYS)
     statistics = [((np.bincount(column, minlength=1000) - 100) ** 2 / 100).sum() for column in rows.T.numpy()]
     assert 999 - 40 < np.mean(statistics) < 999 + 40  # 4 standard errors of the mean of 20
     assert max(statistics) < 999 + 6 * np.sqrt(2 * 999)
@@ -68,20 +69,37 @@ def test_rows_are_spread_evenly() -> None:
 
 def test_chunks_collide_independently() -> None:
     """Ids that share a row in one chunk share one in the other no more often than chance."""
-    address = Addresser([Lookup(0, "f", c, 0, 100, False) for c in range(2)])
-    rows = address(torch.arange(20_000).unsqueeze(1), NO_KEYS, NO_ROWS).long()
+    address = Addresser([Lookup(0, "f", c, 0, 100) for c in range(2)])
+    rows = address(torch.arange(20_000).unsqueeze(1), NO_KEYS).long()
     pairs = torch.bincount(rows[:, 0] * 100 + rows[:, 1], minlength=10_000).float()
     assert abs(float(pairs.var()) - 2.0) < 0.2  # Poisson with mean 2
 
 
-def test_exact_values_get_their_own_rows_and_others_fall_through() -> None:
-    known = torch.tensor([5, -7, 11])
-    keys, order = torch.sort(exact_key("f", known))
-    rows = (100 + 2 * torch.arange(3))[order].to(torch.int32)
-    lookups = [Lookup(0, "f", c, 0, 100, True) for c in range(2)] + [Lookup(1, "g", 0, 0, 100, False)]
-    values = torch.tensor([[5, 5], [-7, 5], [11, 5], [12, 5]])
-    got = Addresser(lookups)(values, keys, rows)
-    assert got[:3, :2].tolist() == [[100, 101], [102, 103], [104, 105]]
-    hashed = [reference_row("f", c, 12, 100) for c in range(2)]
-    assert got[3, :2].tolist() == hashed
-    assert got[:, 2].tolist() == [reference_row("g", 0, 5, 100)] * 4
+@pytest.mark.parametrize("bits", [32, 64])
+def test_exact_values_get_their_own_rows_and_others_fall_through(bits: int) -> None:
+    """Two exact features of one index: each finds its own values in its own segment, in order of key."""
+    f, g = torch.tensor([5, -7, 11]), torch.tensor([5, 6])
+    f_keys, f_order = torch.sort(exact_key("f", f, bits))
+    g_keys, g_order = torch.sort(exact_key("g", g, bits))
+    assert f_keys.dtype == (torch.int32 if bits == 32 else torch.int64)
+    in_f, in_g = ExactSegment(0, 3, 100, 2), ExactSegment(3, 2, 106, 1)
+    lookups = [Lookup(0, "f", c, 0, 100, in_f) for c in range(2)] + [Lookup(1, "h", 0, 0, 100)]
+    lookups += [Lookup(1, "g", 0, 0, 100, in_g)]
+    values = torch.tensor([[5, 5], [-7, 6], [11, -7], [12, 11]])
+    rows = Addresser(lookups)(values, torch.cat([f_keys, g_keys]))
+    slot = {int(v): i for i, v in enumerate(f[f_order])}
+    assert rows[:3, :2].tolist() == [[100 + 2 * slot[v], 101 + 2 * slot[v]] for v in (5, -7, 11)]
+    assert rows[3, :2].tolist() == [reference_row("f", c, 12, 100) for c in range(2)]
+    assert rows[:, 2].tolist() == [reference_row("h", 0, v, 100) for v in (5, 6, -7, 11)]
+    assert rows[:2, 3].tolist() == [106 + g[g_order].tolist().index(v) for v in (5, 6)]
+    assert rows[2:, 3].tolist() == [reference_row("g", 0, v, 100) for v in (-7, 11)]
+
+
+def test_exact_keys_are_golden() -> None:
+    """Stored models hold them: they may only change together with HASH_VERSION."""
+    assert exact_key("user", torch.tensor([0, 1, -1])).tolist() == [-1155153399, 672498639, 1257014565]
+    assert exact_key("user", torch.tensor([0, 1, -1]), bits=64).tolist() == [
+        -4961346067409019827,
+        2888359662188344525,
+        5398836450791459734,
+    ]

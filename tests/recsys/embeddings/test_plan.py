@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from features.errors import ArtifactError, ConfigError
 from features.layout import Layout
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, EmbeddingPlan, MultiplexedEmbedding, plan_embedding
+from recsys.embeddings.addressing import mix64, salt
+from recsys.embeddings.plan import exact_index
+from recsys.tensorfile import write_tensors
 
 SIZES = {"user": 500, "item": 300, "zip": 80, "age": 7, "gender": 2}
 NO_BAGS = (torch.empty(0, dtype=torch.int64), torch.empty(0, 1, dtype=torch.int64))
@@ -54,7 +58,7 @@ def test_small_fields_are_exact_and_large_ones_shared() -> None:
         "gender": "exact",
     }
     assert plan.rows == 1000 + 7 + 2
-    assert plan.table_bytes == (1000 + 9) * 4 * 4 + 9 * 12
+    assert plan.table_bytes == (1000 + 9) * 4 * 4 + 9 * 4
 
 
 def test_overrides_of_the_exact_rule_and_of_chunks() -> None:
@@ -148,11 +152,47 @@ def test_a_plan_survives_json_and_its_index_comes_from_the_weights() -> None:
     assert again == plan
     restored = MultiplexedEmbedding(again)
     restored.exact_keys.copy_(module.exact_keys)
-    restored.exact_rows.copy_(module.exact_rows)
     values = counts_of(list(SIZES))["zip"][0]
     np.testing.assert_array_equal(
         rows_of(restored, list(SIZES), "zip", values), rows_of(module, list(SIZES), "zip", values)
     )
+
+
+def test_table_bytes_are_the_serialised_bytes(tmp_path: Path) -> None:
+    """A small table of narrow rows with a large index: what the disk holds is what the plan says, to 2 %."""
+    plan, module = make(list(SIZES), width=4, rows=1000, exact={"max_values": 500})
+    write_tensors(tmp_path / "table", {"table": module.table.weights(), "exact_keys": module.exact_keys}, {})
+    assert (tmp_path / "table").stat().st_size == pytest.approx(plan.table_bytes, rel=0.02)
+
+
+def test_values_that_share_32_bits_make_the_index_64_bits_wide() -> None:
+    """The first 32 bits of the mixed hash of 0 and `twin` are equal."""
+    zero = mix64(torch.tensor(0) ^ salt("zip", 0))
+    twin = int(unmix64(int(zero) ^ 1)) ^ salt("zip", 0)
+    few = {"zip": np.array([0, twin]), "age": np.arange(7)}
+    keys = exact_index(few)
+    assert (keys.dtype, len(keys)) == (np.int64, 9)
+    assert exact_index({**few, "zip": np.array([0, 1])}).dtype == np.int32
+    layout = Layout(id_names=("zip", "age"))
+    config = EmbeddingConfig.model_validate({"width": 4, "rows": 100})
+    plan = plan_embedding(layout, config, {n: (v, np.ones_like(v)) for n, v in few.items()})
+    assert (plan.key_bits, plan.table_bytes) == (64, (100 + 9) * 16 + 9 * 8)
+    assert EmbeddingPlan.from_json(plan.to_json()).exact_keys.dtype == np.int64
+    rows, _ = MultiplexedEmbedding(plan).rows(torch.tensor([[0, 0], [twin, 1]]), NO_BAGS[0], NO_BAGS[1][:0])
+    assert len(rows.unique()) == 4
+    assert int(rows.min()) >= 100
+
+
+def unmix64(y: int) -> int:
+    """The inverse of mix64, in Python's own integers, signed."""
+    mask = (1 << 64) - 1
+    y &= mask
+    y ^= (y >> 31) ^ (y >> 62)
+    y = y * pow(0x94D049BB133111EB, -1, 1 << 64) & mask
+    y ^= (y >> 27) ^ (y >> 54)
+    y = y * pow(0xBF58476D1CE4E5B9, -1, 1 << 64) & mask
+    y ^= (y >> 30) ^ (y >> 60)
+    return y - (1 << 64) if y >> 63 else y
 
 
 def test_a_plan_of_another_hash_version_is_refused() -> None:
