@@ -6,6 +6,7 @@ Two sources of chance are told apart: the rows that happened to be tested, and t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -84,6 +85,23 @@ def paired_logloss(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Differen
         raise UndefinedMetricError(f"{len(y)} rows: two are needed")
     losses = np.array([row_losses(y, p) - row_losses(y, q) for p, q in zip(a, b, strict=True)])
     return _difference([float(v) for v in losses.mean(1)], float(losses.mean(0).var(ddof=1)) / len(y))
+
+
+def over_seeds(differences: Sequence[float]) -> Difference:
+    """The interval of a difference whose seeds each have test rows of their own: Student's, over the seeds.
+
+    The spread between seeds then holds the chance of the rows too.
+
+    Args:
+        differences: of each seed, at least two.
+
+    >>> found = over_seeds([0.001, 0.002, 0.003])
+    >>> round(found.low, 5), round(found.high, 5), found.freedom
+    (-0.00048, 0.00448, 2.0)
+    """
+    if len(differences) < 2:
+        raise ValueError("one seed has no spread: compare it on its rows")
+    return _difference([float(value) for value in differences], 0.0)
 
 
 def auc_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

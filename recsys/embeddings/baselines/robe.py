@@ -8,7 +8,8 @@ from torch import Tensor
 
 from features.layout import Layout
 from recsys.embeddings.addressing import mix64, range_reduce, salt
-from recsys.embeddings.baselines.base import BaselineEmbedding, Start
+from recsys.embeddings.baselines.base import BaselineEmbedding, Start, distinct_values
+from recsys.embeddings.plan import IdCounts
 
 
 class RobeEmbedding(BaselineEmbedding):
@@ -20,27 +21,36 @@ class RobeEmbedding(BaselineEmbedding):
 
     Args:
         layout: the features.
+        id_counts: asked of every baseline; not used here.
         budget: bytes; all of them become floats.
         width: floats D a feature.
         block: floats Z a block; divides the width.
         start: hashes, initial floats, optimizer.
 
     Raises:
-        ValueError: blocks do not fill the width.
+        ValueError: blocks do not fill the width, or there are bags.
     """
 
     _salts: Tensor
     _within: Tensor
 
     def __init__(
-        self, layout: Layout, budget: int, *, width: int = 16, block: int = 8, start: Start | None = None
+        self,
+        layout: Layout,
+        id_counts: IdCounts,
+        budget: int,
+        *,
+        width: int = 16,
+        block: int = 8,
+        start: Start | None = None,
     ) -> None:
         start = start or Start()
         if width % block:
             raise ValueError(f"blocks of {block} floats do not fill a width of {width}")
-        super().__init__(budget // 4, 1, len(layout.id_names) * width, np.empty(0, np.int32), start)
+        names = distinct_values(layout, id_counts)
+        super().__init__(budget // 4, 1, len(names) * width, np.empty(0, np.int32), start)
         self.blocks = width // block
-        salts = [salt(name, z, start.hash_seed) for name in layout.id_names for z in range(self.blocks)]
+        salts = [salt(name, z, start.hash_seed) for name in names for z in range(self.blocks)]
         self.register_buffer("_salts", torch.tensor(salts, dtype=torch.int64), persistent=False)
         self.register_buffer("_within", torch.arange(block), persistent=False)
 

@@ -45,7 +45,7 @@ def counts() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 COUNTS = counts()
 MAKERS: dict[str, Callable[[int, Start], BaselineEmbedding]] = {
-    "robe": lambda budget, start: RobeEmbedding(LAYOUT, budget, width=WIDTH, block=4, start=start),
+    "robe": lambda budget, start: RobeEmbedding(LAYOUT, COUNTS, budget, width=WIDTH, block=4, start=start),
     "qr": lambda budget, start: QuotientRemainderEmbedding(LAYOUT, COUNTS, budget, width=WIDTH, start=start),
     "frequency": lambda budget, start: FrequencySplitEmbedding(LAYOUT, COUNTS, budget, width=WIDTH, start=start),
 }
@@ -87,7 +87,7 @@ def assert_is(module: BaselineEmbedding, vector_of: Callable[[str, int], np.ndar
 @pytest.mark.parametrize("block", [1, 4, 8])
 def test_robe_is_its_formula(block: int) -> None:
     # few floats, so that blocks overlap and some go round the end
-    module = RobeEmbedding(LAYOUT, 4 * 101, width=WIDTH, block=block, start=Start(seed=3, hash_seed=5))
+    module = RobeEmbedding(LAYOUT, COUNTS, 4 * 101, width=WIDTH, block=block, start=Start(seed=3, hash_seed=5))
     array = module.table.weights().flatten().numpy()
     went_round = 0
 
@@ -262,7 +262,7 @@ def test_a_model_trains_with_a_baseline_in_it(name: str) -> None:
 
 def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fill a width of 8"):
-        RobeEmbedding(LAYOUT, BUDGET, width=8, block=3)
+        RobeEmbedding(LAYOUT, COUNTS, BUDGET, width=8, block=3)
     with pytest.raises(ValueError, match="no choice of moduli fits into 100 bytes"):
         QuotientRemainderEmbedding(LAYOUT, COUNTS, 100)
     with pytest.raises(ValueError, match="rare rows for 3 features"):
