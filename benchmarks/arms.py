@@ -25,12 +25,12 @@ from features.loader import Loader
 from features.store import Store
 from recsys.embeddings import EmbeddingConfig, EmbeddingPlan, TableOptimizer, plan_embedding
 from recsys.embeddings.baselines import (
+    BaselineConfig,
     BaselineEmbedding,
     FrequencySplitEmbedding,
     QuotientRemainderEmbedding,
     RobeEmbedding,
 )
-from recsys.embeddings.baselines.base import Start
 from recsys.embeddings.plan import IdCounts
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, predict
@@ -52,7 +52,7 @@ class Arm:
     method: str
     """Its name in tables and pictures."""
     embedding: Mapping[str, Any]
-    """Fields of `EmbeddingConfig`, or for a baseline arguments of its class."""
+    """Fields of `EmbeddingConfig`, or for a baseline its width and arguments of its class."""
     limit: Limit = None
     """`rows` is made as large as fits; None takes `embedding` as it is."""
     baseline: str | None = None
@@ -149,10 +149,10 @@ def embedding_of(
     """The plan of an arm's table within `limit` bytes, or a baseline and a plan of its output width."""
     if arm.baseline is None:
         return plan_within(layout, {**arm.embedding, "hash_seed": seed}, counts, limit), None
-    start = Start(seed, seed, optimizer=optimizer or TableOptimizer())
-    baseline = BASELINES[arm.baseline](layout, counts, limit, **arm.embedding, start=start)
-    width = baseline.output_width // len(layout.id_names)
-    return plan_embedding(layout, EmbeddingConfig(width=width, rows=1), counts), baseline
+    own = dict(arm.embedding)
+    config = BaselineConfig(own.pop("width"), seed, seed, optimizer=optimizer or TableOptimizer())
+    baseline = BASELINES[arm.baseline](layout, counts, limit, config, **own)
+    return plan_embedding(layout, EmbeddingConfig(width=config.width, rows=1), counts), baseline
 
 
 def plan_within(layout: Layout, config: Mapping[str, Any], counts: IdCounts, limit: int | None) -> EmbeddingPlan:

@@ -171,7 +171,7 @@ DATA_SETS = {
         same_rows=True,
         training=Training(
             model={"interaction": "dcnv2", "cross_layers": 2, "hidden": (256, 128), "dropout": 0.1},
-            train={"batch_size": 256, "epochs": 8, "patience": 2, "learning_rate": 1e-3, "threads": 1},
+            train={"batch_size": 256, "epochs": 5, "patience": 1, "learning_rate": 1e-3, "threads": 1},
             grid=[{"table_learning_rate": rate, "table_l2": l2} for rate in (0.05, 0.1, 0.2) for l2 in (0.0, 1e-5)],
         ),
         arms=CRITEO_ARMS,

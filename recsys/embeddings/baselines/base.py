@@ -21,9 +21,11 @@ KEY_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Start:
-    """How a baseline begins: hashes, initial rows and the optimizer that will move them."""
+class BaselineConfig:
+    """What all baselines can be told."""
 
+    width: int = 16
+    """Floats D a feature."""
     seed: int = 0
     """Of the initial rows."""
     hash_seed: int = 0
@@ -31,6 +33,7 @@ class Start:
     init_scale: float = 0.05
     """An embedding's floats start uniform in [-init_scale, init_scale], or as wide where they are products."""
     optimizer: TableOptimizer = TableOptimizer()  # noqa: RUF009  (frozen)
+    """How the rows are moved."""
 
 
 class BaselineEmbedding(nn.Module, ABC):
@@ -41,17 +44,19 @@ class BaselineEmbedding(nn.Module, ABC):
         row_width: floats a row.
         output_width: floats an example gets, F * D.
         exact_keys: [K] the exact index (`recsys.embeddings.plan.exact_index`), empty without one.
-        start: hashes, initial rows, optimizer.
+        config: the width, seeds, the optimizer.
     """
 
     exact_keys: Tensor
 
-    def __init__(self, rows: int, row_width: int, output_width: int, exact_keys: np.ndarray, start: Start) -> None:
+    def __init__(
+        self, rows: int, row_width: int, output_width: int, exact_keys: np.ndarray, config: BaselineConfig
+    ) -> None:
         super().__init__()
         self.output_width = output_width
         self.register_buffer("exact_keys", torch.from_numpy(exact_keys.copy()))
-        self.table = TorchTable(rows, row_width, start.optimizer)
-        self.table.initialise(start.init_scale, torch.Generator().manual_seed(start.seed))
+        self.table = TorchTable(rows, row_width, config.optimizer)
+        self.table.initialise(config.init_scale, torch.Generator().manual_seed(config.seed))
 
     @abstractmethod
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from features.layout import Layout
 from recsys.embeddings.addressing import Addresser, ExactSegment, Lookup
-from recsys.embeddings.baselines.base import KEY_BYTES, BaselineEmbedding, Start, distinct_values
+from recsys.embeddings.baselines.base import KEY_BYTES, BaselineConfig, BaselineEmbedding, distinct_values
 from recsys.embeddings.plan import IdCounts, exact_index
 
 
@@ -21,30 +21,22 @@ class FrequencySplitEmbedding(BaselineEmbedding):
         layout: the features.
         id_counts: distinct training fingerprints of every feature, and how often each was seen.
         budget: bytes of rows and of the index of frequent ids.
-        width: floats D a feature.
+        config: the width D, seeds, the optimizer.
         frequent: share of the budget that goes to frequent ids.
-        start: hashes, initial rows, optimizer.
 
     Raises:
         ValueError: the budget has no rare row for every feature, or there are bags.
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        id_counts: IdCounts,
-        budget: int,
-        *,
-        width: int = 16,
-        frequent: float = 0.9,
-        start: Start | None = None,
+        self, layout: Layout, id_counts: IdCounts, budget: int, config: BaselineConfig, *, frequent: float = 0.9
     ) -> None:
-        start = start or Start()
         values = distinct_values(layout, id_counts)
-        own_bytes = width * 4 + KEY_BYTES
+        row_bytes = config.width * 4
+        own_bytes = row_bytes + KEY_BYTES
         own = most_frequent(id_counts, list(values), int(budget * frequent) // own_bytes)
         own_rows = sum(len(fingerprints) for fingerprints in own.values())
-        rare_rows = (budget - own_rows * own_bytes) // (width * 4)
+        rare_rows = (budget - own_rows * own_bytes) // row_bytes
         if rare_rows < len(values):
             raise ValueError(f"{budget:,} bytes leave {rare_rows} rare rows for {len(values)} features")
         rare = {name: n - len(own[name]) for name, n in values.items()}
@@ -55,8 +47,8 @@ class FrequencySplitEmbedding(BaselineEmbedding):
             segment = ExactSegment(entries, len(own[name]), entries, 1) if len(own[name]) else None
             lookups[name] = Lookup(list(values).index(name), name, 0, end, span, segment)
             end, entries = end + span, entries + len(own[name])
-        super().__init__(end, width, len(values) * width, exact_index(own, start.hash_seed), start)
-        self.address = Addresser([lookups[name] for name in values], start.hash_seed)
+        super().__init__(end, config.width, len(values) * config.width, exact_index(own, config.hash_seed), config)
+        self.address = Addresser([lookups[name] for name in values], config.hash_seed)
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         rows = self.address(ids, self.exact_keys)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from features.layout import Layout
 from recsys.embeddings.addressing import Addresser, ExactSegment, Lookup
-from recsys.embeddings.baselines.base import KEY_BYTES, BaselineEmbedding, Start, distinct_values
+from recsys.embeddings.baselines.base import KEY_BYTES, BaselineConfig, BaselineEmbedding, distinct_values
 from recsys.embeddings.plan import IdCounts, exact_index
 
 
@@ -26,9 +26,8 @@ class QuotientRemainderEmbedding(BaselineEmbedding):
         layout: the features.
         id_counts: distinct training fingerprints of every feature.
         budget: bytes; `choose_moduli` makes the most of them.
-        width: floats D a feature.
+        config: the width D, seeds, the optimizer.
         small: distinct values up to which a feature stays full.
-        start: hashes, initial rows, optimizer.
 
     Raises:
         ValueError: the budget cannot be met, or there are bags.
@@ -40,18 +39,10 @@ class QuotientRemainderEmbedding(BaselineEmbedding):
     _remainder_base: Tensor
 
     def __init__(
-        self,
-        layout: Layout,
-        id_counts: IdCounts,
-        budget: int,
-        *,
-        width: int = 16,
-        small: int = 64,
-        start: Start | None = None,
+        self, layout: Layout, id_counts: IdCounts, budget: int, config: BaselineConfig, *, small: int = 64
     ) -> None:
-        start = start or Start()
         values = distinct_values(layout, id_counts)
-        self.moduli = choose_moduli(values, budget, width, small)
+        self.moduli = choose_moduli(values, budget, config.width, small)
         full = sorted(name for name, modulus in self.moduli.items() if not modulus)
         composed = [name for name, modulus in self.moduli.items() if modulus]
         segments, unseen, end, entries = {}, {}, 0, 0
@@ -65,17 +56,21 @@ class QuotientRemainderEmbedding(BaselineEmbedding):
             bases.append((end, end + quotients))
             end += quotients + self.moduli[name]
         super().__init__(
-            end, width, len(values) * width, exact_index({n: id_counts[n][0] for n in full}, start.hash_seed), start
+            end,
+            config.width,
+            len(values) * config.width,
+            exact_index({n: id_counts[n][0] for n in full}, config.hash_seed),
+            config,
         )
         # factors this wide make products as wide (in variance) as the rows of a full feature
-        factor = (3 * start.init_scale**2) ** 0.25 / start.init_scale
+        factor = (3 * config.init_scale**2) ** 0.25 / config.init_scale
         self.table.weights()[full_rows:].mul_(factor)
         self.address = Addresser(
             [
                 Lookup(i, n, 0, unseen[n], 1, segments[n]) if n in segments else Lookup(i, n, 0, 0, values[n])
                 for i, n in enumerate(values)
             ],
-            start.hash_seed,
+            config.hash_seed,
         )
         for key, column in {
             "composed": [i for i, n in enumerate(values) if self.moduli[n]],

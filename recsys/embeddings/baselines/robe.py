@@ -8,7 +8,7 @@ from torch import Tensor
 
 from features.layout import Layout
 from recsys.embeddings.addressing import mix64, range_reduce, salt
-from recsys.embeddings.baselines.base import BaselineEmbedding, Start, distinct_values
+from recsys.embeddings.baselines.base import BaselineConfig, BaselineEmbedding, distinct_values
 from recsys.embeddings.plan import IdCounts
 
 
@@ -23,9 +23,8 @@ class RobeEmbedding(BaselineEmbedding):
         layout: the features.
         id_counts: asked of every baseline; not used here.
         budget: bytes; all of them become floats.
-        width: floats D a feature.
+        config: the width D, seeds, the optimizer.
         block: floats Z a block; divides the width.
-        start: hashes, initial floats, optimizer.
 
     Raises:
         ValueError: blocks do not fill the width, or there are bags.
@@ -35,22 +34,14 @@ class RobeEmbedding(BaselineEmbedding):
     _within: Tensor
 
     def __init__(
-        self,
-        layout: Layout,
-        id_counts: IdCounts,
-        budget: int,
-        *,
-        width: int = 16,
-        block: int = 8,
-        start: Start | None = None,
+        self, layout: Layout, id_counts: IdCounts, budget: int, config: BaselineConfig, *, block: int = 8
     ) -> None:
-        start = start or Start()
-        if width % block:
-            raise ValueError(f"blocks of {block} floats do not fill a width of {width}")
+        if config.width % block:
+            raise ValueError(f"blocks of {block} floats do not fill a width of {config.width}")
         names = distinct_values(layout, id_counts)
-        super().__init__(budget // 4, 1, len(names) * width, np.empty(0, np.int32), start)
-        self.blocks = width // block
-        salts = [salt(name, z, start.hash_seed) for name in names for z in range(self.blocks)]
+        super().__init__(budget // 4, 1, len(names) * config.width, np.empty(0, np.int32), config)
+        self.blocks = config.width // block
+        salts = [salt(name, z, config.hash_seed) for name in names for z in range(self.blocks)]
         self.register_buffer("_salts", torch.tensor(salts, dtype=torch.int64), persistent=False)
         self.register_buffer("_within", torch.arange(block), persistent=False)
 

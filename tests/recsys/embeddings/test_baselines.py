@@ -17,12 +17,12 @@ from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, TableOptimizer, plan_embedding
 from recsys.embeddings.addressing import salt
 from recsys.embeddings.baselines import (
+    BaselineConfig,
     BaselineEmbedding,
     FrequencySplitEmbedding,
     QuotientRemainderEmbedding,
     RobeEmbedding,
 )
-from recsys.embeddings.baselines.base import Start
 from recsys.embeddings.baselines.frequency import most_frequent
 from recsys.embeddings.baselines.quotient_remainder import choose_moduli
 from recsys.models import CTRModel, ModelConfig
@@ -44,10 +44,10 @@ def counts() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 COUNTS = counts()
-MAKERS: dict[str, Callable[[int, Start], BaselineEmbedding]] = {
-    "robe": lambda budget, start: RobeEmbedding(LAYOUT, COUNTS, budget, width=WIDTH, block=4, start=start),
-    "qr": lambda budget, start: QuotientRemainderEmbedding(LAYOUT, COUNTS, budget, width=WIDTH, start=start),
-    "frequency": lambda budget, start: FrequencySplitEmbedding(LAYOUT, COUNTS, budget, width=WIDTH, start=start),
+MAKERS: dict[str, Callable[[int, BaselineConfig], BaselineEmbedding]] = {
+    "robe": lambda budget, config: RobeEmbedding(LAYOUT, COUNTS, budget, config, block=4),
+    "qr": lambda budget, config: QuotientRemainderEmbedding(LAYOUT, COUNTS, budget, config),
+    "frequency": lambda budget, config: FrequencySplitEmbedding(LAYOUT, COUNTS, budget, config),
 }
 ALL = pytest.mark.parametrize("name", MAKERS)
 
@@ -87,7 +87,7 @@ def assert_is(module: BaselineEmbedding, vector_of: Callable[[str, int], np.ndar
 @pytest.mark.parametrize("block", [1, 4, 8])
 def test_robe_is_its_formula(block: int) -> None:
     # few floats, so that blocks overlap and some go round the end
-    module = RobeEmbedding(LAYOUT, COUNTS, 4 * 101, width=WIDTH, block=block, start=Start(seed=3, hash_seed=5))
+    module = RobeEmbedding(LAYOUT, COUNTS, 4 * 101, BaselineConfig(WIDTH, seed=3, hash_seed=5), block=block)
     array = module.table.weights().flatten().numpy()
     went_round = 0
 
@@ -106,7 +106,7 @@ def test_robe_is_its_formula(block: int) -> None:
 
 
 def test_quotient_and_remainder_rows_are_multiplied() -> None:
-    module = QuotientRemainderEmbedding(LAYOUT, COUNTS, BUDGET, width=WIDTH, start=Start(hash_seed=5))
+    module = QuotientRemainderEmbedding(LAYOUT, COUNTS, BUDGET, BaselineConfig(WIDTH, hash_seed=5))
     table = module.table.weights().numpy()
     modulus, sizes = module.moduli, {name: len(COUNTS[name][0]) for name in SIZES}
     assert modulus["age"] == 0 < modulus["item"]
@@ -128,7 +128,7 @@ def test_quotient_and_remainder_rows_are_multiplied() -> None:
 
 
 def test_frequent_ids_have_rows_of_their_own_and_the_others_hash() -> None:
-    module = FrequencySplitEmbedding(LAYOUT, COUNTS, BUDGET, width=WIDTH, frequent=0.8).eval()
+    module = FrequencySplitEmbedding(LAYOUT, COUNTS, BUDGET, BaselineConfig(WIDTH), frequent=0.8).eval()
     own = most_frequent(COUNTS, list(SIZES), int(BUDGET * 0.8) // (4 * WIDTH + 4))
     owned = sum(len(v) for v in own.values())
     columns = {name: torch.from_numpy(COUNTS[name][0]) for name in SIZES}
@@ -176,7 +176,7 @@ class _Dense(torch.nn.Module):
 
 @ALL
 def test_gradients_are_those_of_dense_autograd(name: str) -> None:
-    module = MAKERS[name](BUDGET, Start(optimizer=SGD)).train()
+    module = MAKERS[name](BUDGET, BaselineConfig(WIDTH, optimizer=SGD)).train()
     batch, weights = ids(), module.table.weights().clone()
     factors = torch.randn(len(batch), module.output_width, generator=torch.Generator().manual_seed(0))
     (module(batch, *NO_BAGS).square() * factors).sum().backward()
@@ -196,7 +196,7 @@ def test_gradients_are_those_of_dense_autograd(name: str) -> None:
 @given(budget=st.integers(8_000, 150_000), hash_seed=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
 def test_bytes_are_within_the_budget_and_use_it(name: str, budget: int, hash_seed: int) -> None:
-    module = MAKERS[name](budget, Start(hash_seed=hash_seed))
+    module = MAKERS[name](budget, BaselineConfig(WIDTH, hash_seed=hash_seed))
     stored = module.table.weights().numel() * 4 + module.exact_keys.numel() * module.exact_keys.element_size()
     assert module.table_bytes == stored <= budget
     # a quotient table grows in steps, coarse ones where there are only three features and moduli are small
@@ -206,7 +206,7 @@ def test_bytes_are_within_the_budget_and_use_it(name: str, budget: int, hash_see
 
 @ALL
 def test_equal_seeds_give_equal_bits_and_others_other_hashes(name: str) -> None:
-    first, again, other = (MAKERS[name](BUDGET, Start(seed=1, hash_seed=s)).eval() for s in (0, 0, 1))
+    first, again, other = (MAKERS[name](BUDGET, BaselineConfig(WIDTH, 1, s)).eval() for s in (0, 0, 1))
     batch = ids()
     assert torch.equal(first(batch, *NO_BAGS), again(batch, *NO_BAGS))
     assert torch.equal(first.table.weights(), other.table.weights())
@@ -214,7 +214,7 @@ def test_equal_seeds_give_equal_bits_and_others_other_hashes(name: str) -> None:
 
 
 def test_products_start_as_wide_as_rows_of_full_features() -> None:
-    module = QuotientRemainderEmbedding(LAYOUT, COUNTS, 60_000, width=WIDTH, start=Start(init_scale=0.02)).eval()
+    module = QuotientRemainderEmbedding(LAYOUT, COUNTS, 60_000, BaselineConfig(WIDTH, init_scale=0.02)).eval()
     vectors = module(ids(2000, unseen=False), *NO_BAGS).view(2000, 3, WIDTH)
     composed = [i for i, name in enumerate(SIZES) if module.moduli[name]]
     assert composed
@@ -242,10 +242,10 @@ def test_moduli_fit_and_a_larger_budget_never_asks_for_larger_ones(sizes: list[i
 
 @ALL
 def test_a_model_trains_with_a_baseline_in_it(name: str) -> None:
-    start = Start(optimizer=TableOptimizer())
-    embedding = MAKERS[name](BUDGET, start)
+    config = BaselineConfig(WIDTH)
+    embedding = MAKERS[name](BUDGET, config)
     plan = plan_embedding(LAYOUT, EmbeddingConfig(width=WIDTH, rows=1), COUNTS)
-    model = CTRModel(LAYOUT, plan, ModelConfig(hidden=(8,)), optimizer=start.optimizer, embedding=embedding).train()
+    model = CTRModel(LAYOUT, plan, ModelConfig(hidden=(8,)), optimizer=config.optimizer, embedding=embedding).train()
     batch = Batch(ids(), *NO_BAGS, dense=torch.empty(40, 0), vectors=torch.empty(40, 0))
     optimizer = torch.optim.Adam(model.dense_parameters().values(), lr=0.01)
     labels, losses = torch.arange(40).remainder(2).float().unsqueeze(1), []
@@ -262,10 +262,10 @@ def test_a_model_trains_with_a_baseline_in_it(name: str) -> None:
 
 def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fill a width of 8"):
-        RobeEmbedding(LAYOUT, COUNTS, BUDGET, width=8, block=3)
+        RobeEmbedding(LAYOUT, COUNTS, BUDGET, BaselineConfig(8), block=3)
     with pytest.raises(ValueError, match="no choice of moduli fits into 100 bytes"):
-        QuotientRemainderEmbedding(LAYOUT, COUNTS, 100)
+        QuotientRemainderEmbedding(LAYOUT, COUNTS, 100, BaselineConfig())
     with pytest.raises(ValueError, match="rare rows for 3 features"):
-        FrequencySplitEmbedding(LAYOUT, COUNTS, 100)
+        FrequencySplitEmbedding(LAYOUT, COUNTS, 100, BaselineConfig())
     with pytest.raises(ValueError, match="not tags"):
-        FrequencySplitEmbedding(Layout(bag_names=("tags",), bag_poolings=("sum",)), COUNTS, BUDGET)
+        FrequencySplitEmbedding(Layout(bag_names=("tags",), bag_poolings=("sum",)), COUNTS, BUDGET, BaselineConfig())
