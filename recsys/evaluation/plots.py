@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -16,7 +17,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from features.errors import UndefinedMetricError
 from recsys.evaluation.metrics import reliability_curve, roc_curve
@@ -59,6 +60,14 @@ class Picture:
     light: bytes
     dark: bytes
     png: bytes
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes NAME.svg, NAME-dark.svg and NAME.png into a folder, which is made if need be; returns them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{self.name}{end}" for end in (".svg", "-dark.svg", ".png")]
+        for file, content in zip(files, (self.light, self.dark, self.png), strict=True):
+            file.write_bytes(content)
+        return files
 
 
 def roc_picture(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Picture:
@@ -153,6 +162,29 @@ def learning_picture(history: Sequence[Mapping[str, float]], best_epoch: int) ->
             legend(axes, theme, "best")
 
     return picture("learning", "Learning curves; the dashed line marks the epoch that was kept.", draw)
+
+
+def frontier_picture(name: str, series: Mapping[str, Sequence[tuple[float, float]]], caption: str) -> Picture:
+    """Quality against size: AUC over bytes on a logarithmic axis, a line a method.
+
+    Args:
+        name: File name without an ending.
+        series: (bytes, AUC) by method; the first method is drawn thicker.
+        caption: What it shows.
+    """
+    markers = "os^Dv"
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for i, (method, points) in enumerate(series.items()):
+            x, y = zip(*sorted(points), strict=True)
+            # colours come round again with another marker
+            colour, marker = theme.series[i % len(theme.series)], markers[i // len(theme.series) % len(markers)]
+            axes.plot(x, y, color=colour, marker=marker, label=method, markersize=5, linewidth=2 if i == 0 else 1.2)
+        axes.set(xlabel="bytes of the table", ylabel="test AUC", xscale="log")
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
+        axes.legend(frameon=False, labelcolor=theme.text, loc="best", fontsize=8)
+
+    return picture(name, caption, draw)
 
 
 def pictures_of(

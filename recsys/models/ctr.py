@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError
 from features.layout import Layout
+from recsys.embeddings.baselines.base import BaselineEmbedding
 from recsys.embeddings.kernel import KernelName
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
@@ -34,6 +36,7 @@ class CTRModel(nn.Module):
         seed: of all initial weights.
         optimizer: the table's optimizer.
         kernel: the table's kernel.
+        embedding: a baseline, for comparison, in the place of the embedding that `plan` lays out; of the same width.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class CTRModel(nn.Module):
         seed: int = 0,
         optimizer: TableOptimizer | None = None,
         kernel: KernelName = "auto",
+        embedding: BaselineEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -59,8 +63,11 @@ class CTRModel(nn.Module):
                 mend="give some feature a chunk, or add a number feature",
             )
         generator = torch.Generator().manual_seed(seed)
-        self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
-        self.embedding.table.initialise(plan.init_scale, generator)
+        if embedding is None:
+            self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
+            self.embedding.table.initialise(plan.init_scale, generator)
+        else:
+            self.embedding = cast(MultiplexedEmbedding, embedding)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             self.cross: nn.Module | None = None
