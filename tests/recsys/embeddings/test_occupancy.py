@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -252,19 +251,26 @@ def test_exact_fields_collide_with_nothing_and_unseen_values_hash() -> None:
     assert mixed.expected == mixed.measured
 
 
-def test_rows_that_are_neither_hashed_into_nor_exact_are_hot() -> None:
-    """The exact rows of `item`, told as rows of no exact field, are what a hot region looks like from outside."""
-    counts = sample({"user": 50, "item": 8})
-    embedding = build(counts, rows=20, exact={"max_values": 10})
-    user, item = embedding.plan.features
-    plan = replace(embedding.plan, features=(user, replace(item, region="shared", values=10)))
-    assert [(r.name, r.start, r.stop) for r in regions_of(plan)] == [("shared", 0, 20), ("hot", 20, 28)]
-    seen = (np.append(counts["item"][0], 1), np.append(np.full(8, 3), 6))
-    use = of(occupy(embedding, {**counts, "item": seen}, plan), "item")
-    assert use.traffic == {"shared": 6 / 30, "hot": 24 / 30}
-    assert use.trained is not None
-    # of ten values in training eight are seen to own rows: two hash, and meet each other
-    assert use.trained.intra == pytest.approx(0.2 * (1 / 20))
+def test_hot_rows_are_those_of_the_ids_that_own_a_slot() -> None:
+    counts = sample({"user": 400, "item": 30}, most=1000)
+    embedding = build(counts, rows=20, hot={"features": {"user": 64}}, chunks={"features": {"user": 2}})
+    assert [(r.name, r.start, r.stop) for r in regions_of(embedding.plan)] == [("shared", 0, 20), ("hot", 20, 148)]
+    found = occupy(embedding, counts)
+    user, item = of(found, "user"), of(found, "item")
+    # both chunks of an owner's lookups, and nobody else, read its rows
+    ids = torch.zeros(400, 2, dtype=torch.int64)
+    ids[:, 0] = torch.from_numpy(counts["user"][0])
+    rows, _ = embedding.rows(ids, torch.empty(0, dtype=torch.int64), torch.empty(0, 400, dtype=torch.int64))
+    owns = (rows[:, 0] >= 20).numpy()
+    hit = counts["user"][1][owns].sum() / counts["user"][1].sum()
+    assert 30 < owns.sum() <= 64
+    assert user.traffic == {"shared": pytest.approx(1 - hit), "hot": pytest.approx(hit)}
+    assert item.traffic == {"shared": 1}
+    assert user.expected is not None
+    assert user.expected.intra == pytest.approx((1 - hit) * (1 - 0.95 ** (2 * (400 - owns.sum() - 1))))
+    assert user.trained == user.expected
+    hot = next(region for region in found.regions if region.region == "hot")
+    assert (hot.rows, hot.touched) == (128, owns.sum() * 2 / 128)
 
 
 def test_regions_tell_all_bytes_and_all_traffic() -> None:
