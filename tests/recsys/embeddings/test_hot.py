@@ -202,7 +202,7 @@ def train(module: MultiplexedEmbedding, ids: Tensor, steps: int = 1) -> None:
 
 
 def test_a_new_owner_starts_as_it_was() -> None:
-    """Its values and their moving average come from the rows it shared: what it predicts stays; its optimizer is new."""
+    """Its values and their moving average come from the rows it shared; its optimizer state is new."""
     module = make({"features": {"user": 16}})
     table = module.table
     assert isinstance(table, TorchTable)
