@@ -114,7 +114,7 @@ class MultiplexedEmbedding(nn.Module):
         source, target = self.hot.step(self.hot_keys, [self._evidence(f, watched) for f in self.hot.features])
         if len(source):
             assert isinstance(self.table, TorchTable)
-            self.table.copy_rows(source, target)
+            self.table.hand_over(source, target)
 
     @functools.cached_property
     def hot(self) -> HotRegion | None:

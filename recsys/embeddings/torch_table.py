@@ -121,18 +121,22 @@ class TorchTable(Table):
             self.average.update(index, old, new)
 
     @torch.no_grad()
-    def copy_rows(self, source: Tensor, target: Tensor) -> None:
-        """Gives rows the values, the optimizer's state and the moving average of others.
+    def hand_over(self, source: Tensor, target: Tensor) -> None:
+        """Lets rows begin anew with the values of others.
+
+        Their moving average is copied too; their optimizer's state is that of a row never touched, so that they learn
+        as fast as one.
 
         Args:
             source: [n] int64.
             target: [n] int64, distinct, none of them a source.
         """
-        tensors = [self.weight, *(t for t in self.state.values() if t.dim())]
-        if self.average is not None:
-            tensors += [self.average.mean, self.average.last]
-        for tensor in tensors:
+        copied = [self.weight] if self.average is None else [self.weight, self.average.mean, self.average.last]
+        for tensor in copied:
             tensor.index_copy_(0, target, tensor.index_select(0, source))
+        for tensor in self.state.values():
+            if tensor.dim():
+                tensor.index_fill_(0, target, 0)
 
     def _take_pending(self) -> tuple[Tensor, Tensor] | None:
         """Rows [n] and gradients [n, D] of all lookups that a gradient reached; there are none after."""
