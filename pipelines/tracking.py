@@ -40,9 +40,12 @@ class MlflowListener:
 
     def on_end(self, result: TrainResult) -> None:
         """Send the rest and the speed."""
-        self._hold(
-            {"train/examples_per_second": result.examples_per_second, "best_epoch": result.best_epoch}, result.steps
-        )
+        values = {
+            "train/examples_per_second": result.examples_per_second,
+            "train/skipped_steps": result.skipped_steps,
+            "best_epoch": result.best_epoch,
+        }
+        self._hold(values, result.steps)
         self.flush()
 
     def flush(self) -> None:

@@ -32,8 +32,8 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
             its end is left as it is, and its summary returned.
 
     Returns:
-        run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, examples_per_second, table_bytes,
-        table_rows, table_parameters, network_parameters, lookups, embedding_width, mlflow_run_id.
+        run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, skipped_steps, examples_per_second,
+        table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, mlflow_run_id.
 
     Raises:
         ConfigError: Some settings do not go together; no run is begun.
@@ -85,6 +85,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         "epochs": len(result.history),
         "steps": result.steps,
         "stopped": result.stopped,
+        "skipped_steps": result.skipped_steps,
         "examples_per_second": round(result.examples_per_second, 1),
         **size,
         "mlflow_run_id": run_id,

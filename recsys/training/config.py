@@ -31,6 +31,9 @@ class TrainConfig(Strict):
     """Steps over which both rates rise from 0."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest global norm of the gradient, network and table together."""
+    max_skipped_steps: int = Field(10, ge=1)
+    """A step whose loss or gradient is not finite is skipped and changes nothing; training stops with an error after
+    this many in a row."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay a step of an exponential moving average of all weights; it is evaluated and kept in their place."""
     monitor: Literal["auc", "logloss"] = "auc"

@@ -6,6 +6,7 @@ Prints `step N` after every step, so that a test can kill it at a known point.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from features.errors import RecsysError
@@ -49,12 +50,16 @@ class PrintSteps:
         print("end", flush=True)
 
 
-def build(store: Store, **train: object) -> tuple[CTRModel, TrainConfig]:
+def build(
+    store: Store, *, kernel: str = "auto", embedding: Mapping[str, object] | None = None, **train: object
+) -> tuple[CTRModel, TrainConfig]:
     """The job's model and training config, with some of its settings replaced."""
     config = TrainConfig.model_validate({**TRAIN, **train})
-    plan = plan_embedding(store.layout, EmbeddingConfig.model_validate(EMBEDDING), store.id_counts("train"))
+    table = EmbeddingConfig.model_validate({**EMBEDDING, **(embedding or {})})
+    plan = plan_embedding(store.layout, table, store.id_counts("train"))
     network = ModelConfig.model_validate(MODEL)
-    return CTRModel(store.layout, plan, network, seed=1, optimizer=config.optimizer_of_table), config
+    optimizer = config.optimizer_of_table
+    return CTRModel(store.layout, plan, network, seed=1, optimizer=optimizer, kernel=kernel), config
 
 
 def loaders(store: Store, config: TrainConfig) -> tuple[Loader, Loader]:
