@@ -16,10 +16,12 @@ from pipelines.progress import Listeners, ProgressListener
 from pipelines.tracking import MlflowListener, begin
 from pipelines.workspace import Run, new_run, runs_of
 from recsys.embeddings import EmbeddingPlan, plan_embedding
+from recsys.memory import require_memory
 from recsys.models import CTRModel
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.training import Trainer, TrainingListener
+from recsys.training.footprint import training_memory
 
 
 def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -> dict[str, Any]:
@@ -138,6 +140,7 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
     Returns:
         What the model takes: table rows and bytes, lookups an example, parameters of the network and of the table.
     """
+    require_memory(training_memory(store.layout, plan, config.model, config.train))
     # The network and the checks of the trainer are the same whatever the number of rows.
     outline = _model(config, store, replace(plan, rows=min(plan.rows, 1)))
     Trainer(outline, config.train, seed=config.seed, folder=config.folder)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.errors import ConfigError
+from recsys.memory import MemoryPart, require_memory
 
 OptimizerName = Literal["sgd", "rowwise_adagrad", "adam"]
 
@@ -330,6 +331,7 @@ def make_table(rows: int, width: int, optimizer: TableOptimizer, kernel: str) ->
     Raises:
         ConfigError: fbgemm is asked for and not installed, or lacks the optimizer; or there is no memory for the table.
     """
+    require_memory(table_memory(rows, width, optimizer))
     try:
         if kernel == "fbgemm":
             return FbgemmTable(rows, width, optimizer)
@@ -341,6 +343,24 @@ def make_table(rows: int, width: int, optimizer: TableOptimizer, kernel: str) ->
             found=f"{rows:,} rows x {width} floats: {rows * width * 4:,} bytes, before the optimizer's state",
             mend="lower embedding.rows or embedding.width",
         ) from error
+
+
+def table_memory(rows: int, width: int, optimizer: TableOptimizer) -> list[MemoryPart]:
+    """What a table and its optimizer's state take.
+
+    >>> [(part.name, part.bytes) for part in table_memory(1000, 8, TableOptimizer("adam"))]
+    [('table', 32000), ('optimizer of the table', 64000)]
+    """
+    state = {"sgd": 0, "rowwise_adagrad": 1, "adam": 2 * width}[optimizer.name]
+    return [
+        MemoryPart("table", rows * width * 4, "embedding.rows", "lower embedding.rows or embedding.width"),
+        MemoryPart(
+            "optimizer of the table",
+            rows * state * 4,
+            "train.table_optimizer",
+            "rowwise_adagrad holds one state a row; or lower embedding.rows or embedding.width",
+        ),
+    ]
 
 
 @functools.cache

@@ -61,7 +61,7 @@ class CTRModel(nn.Module):
         self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
         self.embedding.table.initialise(plan.init_scale, generator)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
             self.cross: nn.Module | None = None
             if config.interaction == "dcn":
                 self.cross = VectorCross(inputs, config.cross_layers)
