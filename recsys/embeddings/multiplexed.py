@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,6 +82,12 @@ class MultiplexedEmbedding(nn.Module):
             address(v.unsqueeze(1), self.exact_keys, self.exact_rows)
             for address, v in zip(self.address_bags, values, strict=True)
         ]
+
+    def rows_of(self, feature: str, fingerprints: Tensor) -> Tensor:
+        """The rows [n, chunks] int32 that values [n] int64 of one feature read."""
+        f = next(f for f in self.plan.features if f.name == feature)
+        address = Addresser(_lookups(f, 0), self.plan.hash_seed)
+        return cast(Tensor, address(fingerprints.unsqueeze(1), self.exact_keys, self.exact_rows))
 
 
 class _SegmentSum(torch.autograd.Function):

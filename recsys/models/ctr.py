@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from features.layout import Layout
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.embeddings.table import TableOptimizer
+from recsys.models.axes import Axes, Axis
 from recsys.models.config import ModelConfig
 from recsys.models.dcn import VectorCross
 from recsys.models.dcnv2 import MatrixCross
@@ -62,7 +63,7 @@ class CTRModel(nn.Module):
         self.embedding.table.initialise(plan.init_scale, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
-            self.cross: nn.Module | None = None
+            self.cross: VectorCross | MatrixCross | None = None
             if config.interaction == "dcn":
                 self.cross = VectorCross(inputs, config.cross_layers)
             elif config.interaction == "dcnv2":
@@ -111,6 +112,34 @@ class CTRModel(nn.Module):
     def dense_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the network, without the table, by name."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
+
+    def axes(self) -> Axes:
+        """Names of the places along the axes of every parameter of the network, in the order of `dense_parameters`.
+
+        A place of the input is named by its feature, chunk and position, so that it is the same in every model.
+        """
+        inputs: list[Hashable] = [
+            (f.name, chunk, i) for f in self.plan.features for chunk in range(f.chunks) for i in range(self.plan.width)
+        ]
+        inputs += [(name,) for name in self.layout.dense_names]
+        sizes = zip(self.layout.vector_names, self.layout.vector_sizes, strict=True)
+        inputs += [(name, i) for name, size in sizes for i in range(size)]
+        parts: dict[str, Axes] = {}
+        outputs: list[Hashable] = []
+        x: Axis = inputs
+        if self.cross is not None:
+            parts["cross"], crossed = self.cross.axes(x)
+            if self.config.structure == "stacked" and self.deep is not None:
+                x = crossed
+            else:
+                outputs += crossed
+        if self.deep is not None:
+            parts["deep"], hidden = self.deep.axes(x)
+            outputs += hidden
+        tasks = self.layout.label_names or ("",)
+        parts["head"] = {"weight": (tasks, outputs), "bias": (tasks,)}
+        axes = {f"{part}.{name}": names for part, own in parts.items() for name, names in own.items()}
+        return {name: axes[name] for name in self.dense_parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors that make up the model, by name: network, table and exact index."""
