@@ -14,13 +14,16 @@ from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import diagnose_run
 from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
-from pipelines.tracking import MlflowListener, begin
+from pipelines.tracking import MlflowListener, begin, log_warm_start
+from pipelines.warm_start import check_start, find_model, start_from
 from pipelines.workspace import Run, new_run, runs_of
 from recsys.embeddings import EmbeddingPlan, plan_embedding
+from recsys.memory import require_memory
 from recsys.models import CTRModel
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.training import Trainer, TrainingListener
+from recsys.training.footprint import training_memory
 
 
 def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -> dict[str, Any]:
@@ -33,8 +36,9 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
             its end is left as it is, and its summary returned.
 
     Returns:
-        run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, examples_per_second, table_bytes,
-        table_rows, table_parameters, network_parameters, lookups, embedding_width, mlflow_run_id.
+        run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, skipped_steps, examples_per_second,
+        table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, warm_start (see
+        `start_from`; None without one), mlflow_run_id.
 
     Raises:
         ConfigError: Some settings do not go together; no run is begun.
@@ -51,6 +55,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         console.note(f"run {run.name}: was finished already, nothing is trained")
         return summary
     model = _model(config, store, plan)
+    started = _started_from(config, store, model, run, console) if config.train.warm_start else None
     loader = Loader(store, "train", config.train.batch_size, shuffle_seed=config.seed)
     valid = Loader(store, "valid", config.train.eval_batch_size)
     registry = Registry(config.tracking_uri) if config.tracking.enabled else None
@@ -58,11 +63,16 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         run, run_id = new_run(config), None
     else:
         run_id = run.read("run.json")["mlflow_run_id"]
-    if registry and (run_id is None or not registry.has_run(run_id)):
+    begun = registry is not None and (run_id is None or not registry.has_run(run_id))
+    if registry and begun:
         if run_id is not None:
             console.note(f"MLflow knows no run {run_id}: a new one is begun, without the steps before the cut")
         run_id = begin(registry, config, run, store)
     run.write("run.json", {"mlflow_run_id": run_id, "config_digest": config.digest(), "store_digest": store.digest})
+    if started is not None:
+        run.write("warm_start.json", started)
+        if begun and registry and run_id:
+            log_warm_start(registry, run_id, run, started)
     console.note(f"run {run.name}: {_size_text(size, plan)}")
 
     watch = ProgressListener(console)
@@ -91,8 +101,10 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         "epochs": len(result.history),
         "steps": result.steps,
         "stopped": result.stopped,
+        "skipped_steps": result.skipped_steps,
         "examples_per_second": round(result.examples_per_second, 1),
         **size,
+        "warm_start": started and {key: value for key, value in started.items() if key != "report"},
         "mlflow_run_id": run_id,
     }
     run.write("train.json", {**summary, "history": result.history})
@@ -116,6 +128,8 @@ def dry_run(config: ExperimentConfig, console: Console) -> dict[str, Any]:
     store = open_store(config)
     plan = plan_of(config, store)
     size = _check(config, store, plan)
+    if config.train.warm_start:
+        check_start(config, store, _model(config, store, replace(plan, rows=min(plan.rows, 1))))
     console.table("embedding plan", plan.summary())
     console.note(_size_text(size, plan))
     return {"plan": plan.summary(), **size}
@@ -137,12 +151,23 @@ def _model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRMo
     )
 
 
+def _started_from(
+    config: ExperimentConfig, store: Store, model: CTRModel, run: Run | None, console: Console
+) -> dict[str, Any]:
+    """Starts the model from a trained one; of a run that was cut, as it was told when it began."""
+    told = run.read("warm_start.json") if run is not None and (run.folder / "warm_start.json").is_file() else None
+    if told is not None and run is not None and any(run.checkpoints.glob("step-*.safetensors")):
+        return told  # the checkpoint holds what came of it
+    return start_from(config, store, model, told["model"] if told else find_model(config), console)
+
+
 def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[str, int]:
     """Refuses what could not be trained, before a table is made or a run begun.
 
     Returns:
         What the model takes: table rows and bytes, lookups an example, parameters of the network and of the table.
     """
+    require_memory(training_memory(store.layout, plan, config.model, config.train))
     # The network and the checks of the trainer are the same whatever the number of rows.
     outline = _model(config, store, replace(plan, rows=min(plan.rows, 1)))
     Trainer(outline, config.train, seed=config.seed, folder=config.folder)

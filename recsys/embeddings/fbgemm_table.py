@@ -15,10 +15,11 @@ _KINDS = {"sgd": "EXACT_SGD", "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD"}
 
 
 class FbgemmTable(Table):
-    """FBGEMM's table-batched embedding; its optimizer step happens inside `backward`.
+    """FBGEMM's table-batched embedding, which updates itself inside its own `backward`.
 
-    Two lookups before one backward are two updates, so a step must look up once.  SGD and row-wise Adagrad on a
-    CPU; fp32.  The width must be a multiple of 4.
+    The vectors handed out are a leaf of their own, so that this backward runs in `step` and not before.  Two lookups
+    are two updates, so a step must look up once.  SGD and row-wise Adagrad on a CPU; fp32.  The width must be a
+    multiple of 4.
     """
 
     clips = False
@@ -56,6 +57,7 @@ class FbgemmTable(Table):
                 mend="leave it out, or set embedding.kernel to auto",
             )
         self._tbe = _table_batched_embedding(rows, width, optimizer)
+        self._pending: list[tuple[Tensor, Tensor]] = []
 
     def values(self, rows: Tensor | None = None) -> Tensor:
         weights = self.stored()
@@ -82,15 +84,29 @@ class FbgemmTable(Table):
     def forward(self, rows: Tensor) -> Tensor:
         offsets = torch.arange(rows.numel() + 1, dtype=torch.int64, device=rows.device)
         out: Tensor = self._tbe(rows.to(torch.int64), offsets)
-        return out if torch.is_grad_enabled() and self.training else out.detach()
+        leaf = out.detach()
+        if torch.is_grad_enabled() and self.training:
+            leaf.requires_grad_(True)
+            self._pending.append((out, leaf))
+        return leaf
+
+    def gradient_norm(self, coalesced: bool) -> Tensor:
+        """Norm of the gradients lookup by lookup: FBGEMM sums those of equal rows later."""
+        norms = [torch.linalg.vector_norm(leaf.grad) for _, leaf in self._pending if leaf.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
-        if scale != 1.0:
-            raise ValueError("the fbgemm kernel has already stepped: its gradients cannot be scaled")
+        for out, leaf in self._pending:
+            if leaf.grad is not None:
+                out.backward(leaf.grad if scale == 1.0 else leaf.grad * scale)
+        self._pending = []
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """The rate of the step inside the next backward."""
+        """The rate of the next step; FBGEMM takes it in at the lookup, so it is told before."""
         self._tbe.set_learning_rate(learning_rate)
+
+    def discard(self) -> None:
+        self._pending = []
 
 
 def _table_batched_embedding(rows: int, width: int, optimizer: TableOptimizer) -> Any:

@@ -14,6 +14,7 @@ from features.errors import ConfigError
 from recsys.embeddings.formats import FormatName, RowFormat
 from recsys.embeddings.table import Table, TableOptimizer
 from recsys.embeddings.torch_table import TorchTable
+from recsys.memory import MemoryPart, require_memory
 
 KernelName = Literal["auto", "torch", "numba", "fbgemm"]
 
@@ -27,6 +28,7 @@ def make_table(
         ConfigError: the kernel is not installed, or lacks the optimizer or the format; or there is no memory for the
             table.
     """
+    require_memory(table_memory(rows, width, optimizer, format))
     if kernel == "auto":
         kernel = "numba" if is_installed("numba") else "torch"
     package = {"numba": "numba", "fbgemm": "fbgemm_gpu"}.get(kernel)
@@ -57,6 +59,27 @@ def make_table(
             found=f"{rows:,} rows x {width} values in {format}: {size:,} bytes, before the optimizer's state",
             mend="lower embedding.rows or embedding.width",
         ) from error
+
+
+def table_memory(rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> list[MemoryPart]:
+    """What a table and its optimizer's state take.
+
+    >>> [(part.name, part.bytes) for part in table_memory(1000, 8, TableOptimizer("adam"))]
+    [('table', 32000), ('optimizer of the table', 64000)]
+    """
+    second = 1 if optimizer.name.startswith("rowwise") else width
+    first_or_last = {"adam": width, "rmsprop": 1}.get(optimizer.name.removeprefix("rowwise_"), 0)
+    state = 0 if optimizer.name == "sgd" else second + first_or_last
+    row_bytes = width * 4 if optimizer.master else RowFormat(format, width).row_bytes
+    return [
+        MemoryPart("table", rows * row_bytes, "embedding.rows", "lower embedding.rows or embedding.width"),
+        MemoryPart(
+            "optimizer of the table",
+            rows * state * 4,
+            "train.table_optimizer",
+            "rowwise_adagrad holds one state a row; or lower embedding.rows or embedding.width",
+        ),
+    ]
 
 
 @functools.cache

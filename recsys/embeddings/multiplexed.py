@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,12 @@ class MultiplexedEmbedding(nn.Module):
             for address, v in zip(self.address_bags, values, strict=True)
         ]
 
+    def rows_of(self, feature: str, fingerprints: Tensor) -> Tensor:
+        """The rows [n, chunks] int32 that values [n] int64 of one feature read."""
+        f = next(f for f in self.plan.features if f.name == feature)
+        address = Addresser(_lookups(f, 0), self.plan.hash_seed)
+        return cast(Tensor, address(fingerprints.unsqueeze(1), self.exact_keys, self.hot_keys))
+
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """One optimizer step of the table, then one of the hot region: ids that earned a slot take it over.
 
@@ -115,6 +121,11 @@ class MultiplexedEmbedding(nn.Module):
         if len(source):
             assert isinstance(self.table, TorchTable)
             self.table.hand_over(source, target)
+
+    def discard(self) -> None:
+        """Forgets the lookups since the last step: neither table nor hot region change."""
+        self.table.discard()
+        self._watched = []
 
     @functools.cached_property
     def hot(self) -> HotRegion | None:

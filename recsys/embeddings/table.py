@@ -94,6 +94,19 @@ class Table(nn.Module, ABC):
         """
 
     @abstractmethod
+    def discard(self) -> None:
+        """Forgets the rows looked up since the last step: neither they nor the optimizer's state change."""
+
+    @abstractmethod
+    def gradient_norm(self, coalesced: bool) -> Tensor:
+        """Norm of the gradient of the rows looked up since the last step, a scalar; 0 when there is none.
+
+        Args:
+            coalesced: of the sums over equal rows, which is what is clipped; else lookup by lookup, which is quicker
+                and tells as well whether all is finite.
+        """
+
+    @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
         """State tensors by name, to be stored in a checkpoint beside `stored`; they are the live tensors."""
 

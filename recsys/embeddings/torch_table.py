@@ -96,6 +96,17 @@ class TorchTable(Table):
             self._coalesced = sum_by_row(*joined) if joined is not None else None
         return self._coalesced
 
+    def gradient_norm(self, coalesced: bool) -> Tensor:
+        if coalesced:
+            touched = self.gradients()
+            return torch.zeros(()) if touched is None else torch.linalg.vector_norm(touched[1])
+        norms = [torch.linalg.vector_norm(grad) for _, grad in self.pending if grad is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+    def discard(self) -> None:
+        self.pending = []
+        self._coalesced = None
+
     @torch.no_grad()
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         touched = self.gradients()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from recsys.embeddings.kernel import KernelName
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.embeddings.table import TableOptimizer
+from recsys.models.axes import Axes, Axis
 from recsys.models.config import ModelConfig
 from recsys.models.dcn import VectorCross
 from recsys.models.dcnv2 import MatrixCross
@@ -69,8 +70,8 @@ class CTRModel(nn.Module):
         else:
             self.embedding = cast(MultiplexedEmbedding, embedding)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            self.cross: nn.Module | None = None
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
+            self.cross: VectorCross | MatrixCross | None = None
             if config.interaction == "dcn":
                 self.cross = VectorCross(inputs, config.cross_layers)
             elif config.interaction == "dcnv2":
@@ -126,6 +127,34 @@ class CTRModel(nn.Module):
         parts = {"cross": self.cross, "deep": None if stacked or not self.config.hidden else self.deep}
         layers = {name: _first_linear(part) for name, part in parts.items() if part is not None}
         return layers or {"head": self.head.weight.detach()}
+
+    def axes(self) -> Axes:
+        """Names of the places along the axes of every parameter of the network, in the order of `dense_parameters`.
+
+        A place of the input is named by its feature, chunk and position, so that it is the same in every model.
+        """
+        inputs: list[Hashable] = [
+            (f.name, chunk, i) for f in self.plan.features for chunk in range(f.chunks) for i in range(self.plan.width)
+        ]
+        inputs += [(name,) for name in self.layout.dense_names]
+        sizes = zip(self.layout.vector_names, self.layout.vector_sizes, strict=True)
+        inputs += [(name, i) for name, size in sizes for i in range(size)]
+        parts: dict[str, Axes] = {}
+        outputs: list[Hashable] = []
+        x: Axis = inputs
+        if self.cross is not None:
+            parts["cross"], crossed = self.cross.axes(x)
+            if self.config.structure == "stacked" and self.deep is not None:
+                x = crossed
+            else:
+                outputs += crossed
+        if self.deep is not None:
+            parts["deep"], hidden = self.deep.axes(x)
+            outputs += hidden
+        tasks = self.layout.label_names or ("",)
+        parts["head"] = {"weight": (tasks, outputs), "bias": (tasks,)}
+        axes = {f"{part}.{name}": names for part, own in parts.items() for name, names in own.items()}
+        return {name: axes[name] for name in self.dense_parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up the model, by name: network, table as it is stored, exact and hot index."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from features.errors import ConfigError
 from features.validation import Strict
 from recsys.embeddings.table import OptimizerName, TableOptimizer
 
@@ -36,6 +37,9 @@ class TrainConfig(Strict):
     """Steps over which both rates rise from 0."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest global norm of the gradient, network and table together."""
+    max_skipped_steps: int = Field(10, ge=1)
+    """A step whose loss or gradient is not finite is skipped and changes nothing; training stops with an error after
+    this many in a row."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay a step of an exponential moving average of all weights; it is evaluated and kept in their place."""
     monitor: Literal["auc", "logloss"] = "auc"
@@ -50,6 +54,21 @@ class TrainConfig(Strict):
     """Steps between reports of the training loss."""
     threads: int | None = Field(None, ge=1)
     """Threads torch computes with; its own choice when left out."""
+    warm_start: str | None = Field(None, min_length=1)
+    """A trained model to start from: the folder of a run or a bundle, or `models:/NAME@ALIAS`. See growing.md."""
+    reset: tuple[str, ...] = ()
+    """Features that forget what the model of `warm_start` had learned of them."""
+
+    @model_validator(mode="after")
+    def _reset_of_something(self) -> TrainConfig:
+        if self.reset and self.warm_start is None:
+            raise ConfigError(
+                "only a model that is taken over has features to reset",
+                field="train.reset",
+                found=", ".join(self.reset),
+                mend="name the model in train.warm_start, or leave it out",
+            )
+        return self
 
     @property
     def optimizer_of_table(self) -> TableOptimizer:

@@ -21,6 +21,7 @@ from recsys.models.ctr import CTRModel
 from recsys.tensorfile import read_tensors, write_tensors
 from recsys.training.average import ModelAverage
 from recsys.training.config import TrainConfig
+from recsys.training.identity import check_identity, identity_of
 from recsys.training.listener import TrainingListener
 from recsys.training.memory import keep_freed_memory
 from recsys.training.prediction import predict
@@ -46,6 +47,8 @@ class TrainResult:
     """Over the training steps of this process; validation and checkpoints are left out."""
     stopped: str
     """Why it ended: "epochs" or "patience"."""
+    skipped_steps: int
+    """Steps that changed nothing, since their loss or gradient was not finite."""
     checkpoint: Path
     """The best weights."""
 
@@ -63,6 +66,8 @@ class _Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     finished: str = ""
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 class Trainer:
@@ -90,7 +95,7 @@ class Trainer:
     ) -> None:
         if config.clip_norm is not None and not model.embedding.table.clips:
             raise ConfigError(
-                "the fbgemm kernel steps inside backward, so its gradient cannot be clipped",
+                "the fbgemm kernel sums the gradients of equal rows inside its step, so they cannot be clipped before",
                 field="train.clip_norm",
                 found=config.clip_norm,
                 mend="leave it out, or set embedding.kernel to auto",
@@ -130,7 +135,7 @@ class Trainer:
 
         Raises:
             UndefinedMetricError: the monitored metric does not exist on the validation split.
-            DataError: the loss is not finite.
+            DataError: the loss or the gradient was not finite for `max_skipped_steps` steps in a row.
             ArtifactError: a checkpoint cannot be written, is damaged, or is of another config.
             ValueError: this trainer has run before; its optimizers are spent.
         """
@@ -159,7 +164,7 @@ class Trainer:
         load_best(self.model, self.folder)
         rate = examples / seconds if seconds else 0.0
         best_file = self.folder / "best.safetensors"
-        result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, best_file)
+        result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, p.skipped, best_file)
         if self.listener:
             self.listener.on_end(result)
         return result
@@ -183,8 +188,11 @@ class Trainer:
             since += loss * weight
             since_weight += weight
             if self.listener and p.step % config.log_steps == 0:
-                mean = since / since_weight if since_weight else 0.0
-                values = {"train/loss": mean, "train/learning_rate": config.learning_rate * factor}
+                values = {
+                    "train/loss": since / since_weight if since_weight else math.nan,
+                    "train/learning_rate": config.learning_rate * factor,
+                    "train/skipped_steps": p.skipped,
+                }
                 self.listener.on_step(p.step, values)
                 since, since_weight = 0.0, 0.0
             if config.checkpoint_steps and p.step % config.checkpoint_steps == 0 and p.batch < len(train):
@@ -194,23 +202,19 @@ class Trainer:
         return seconds + time.perf_counter() - started, examples
 
     def _step(self, batch: Batch, factor: float) -> tuple[float, float]:
-        """One optimizer step; returns the mean loss and the weight of the batch."""
+        """One optimizer step; returns the mean loss and the weight of the batch, or zeros if the step was skipped."""
         config, table = self.config, self.model.embedding.table
         table_rate = config.table_learning_rate * factor
         if isinstance(table, FbgemmTable):
             table.set_learning_rate(table_rate)
         loss, weight = weighted_loss(self.model.logits(batch), batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DataError(
-                "the training loss is not finite",
-                field="train",
-                found=f"{value} at step {self._progress.step + 1}",
-                mend="lower train.learning_rate and train.table_learning_rate, set train.clip_norm, or clip the number "
-                "features",
-            )
         loss.backward()
-        scale = self._clip() if config.clip_norm else 1.0
+        value, norm = float(loss.detach()), self._gradient_norm()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self._skip(value, norm)
+            return 0.0, 0.0
+        self._progress.skipped_in_a_row = 0
+        scale = self._clip(norm)
         for group in self._dense.param_groups:
             group["lr"] = config.learning_rate * factor
         self._dense.step()
@@ -220,22 +224,38 @@ class Trainer:
             self._average.update()
         return value, weight
 
-    def _clip(self) -> float:
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters.values() if p.grad is not None]
+
+    def _gradient_norm(self) -> float:
+        """Global norm of the gradient, network and table together; one number tells whether all of it is finite."""
+        table = self.model.embedding.table.gradient_norm(coalesced=self.config.clip_norm is not None)
+        norms = [*torch._foreach_norm(self._gradients()), table]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+    def _clip(self, norm: float) -> float:
         """Scales the network's gradients to the largest norm allowed; returns the factor for the table's."""
-        grads = [p.grad for p in self._parameters.values() if p.grad is not None]
-        squares = [g.square().sum() for g in grads]
-        table = self.model.embedding.table
-        assert isinstance(table, TorchTable)
-        touched = table.gradients()
-        if touched is not None:
-            squares.append(touched[1].square().sum())
-        norm = float(torch.stack(squares).sum().sqrt())
-        assert self.config.clip_norm is not None
-        if norm <= self.config.clip_norm:
+        if self.config.clip_norm is None or norm <= self.config.clip_norm:
             return 1.0
         scale = self.config.clip_norm / norm
-        torch._foreach_mul_(grads, scale)
+        torch._foreach_mul_(self._gradients(), scale)
         return scale
+
+    def _skip(self, loss: float, norm: float) -> None:
+        """Leaves network, table and their optimizers as they were before the step; stops when it happens too often."""
+        p, most = self._progress, self.config.max_skipped_steps
+        self._dense.zero_grad(set_to_none=True)
+        self.model.embedding.discard()
+        p.skipped += 1
+        p.skipped_in_a_row += 1
+        if p.skipped_in_a_row >= most:
+            raise DataError(
+                f"the loss or the gradient was not finite for {most} step{'s' if most > 1 else ''} in a row",
+                field="train",
+                found=f"loss {loss:g}, gradient norm {norm:g} at step {p.step + 1}, {p.skipped} steps skipped in all",
+                mend="lower train.learning_rate and train.table_learning_rate, set train.clip_norm, or clip the number "
+                "features; checkpoints so far are untouched",
+            )
 
     def _end_epoch(self, valid: Loader) -> None:
         p, config = self._progress, self.config
@@ -275,7 +295,7 @@ class Trainer:
         sign = 1 if monitor == "auc" else -1
         if not p.best_metrics or sign * metrics[monitor] > sign * p.best_metrics[monitor]:
             p.best_epoch, p.best_metrics = p.epoch, metrics
-            state = {"epoch": p.epoch, "step": p.step, "metrics": metrics}
+            state = {"epoch": p.epoch, "step": p.step, "metrics": metrics, **identity_of(self.model)}
             write_tensors(self.folder / "best.safetensors", self.model.tensors(), state)
         return metrics
 
@@ -300,7 +320,8 @@ class Trainer:
 
     def _save(self) -> None:
         p = self._progress
-        state = {"progress": asdict(p), "train": self.config.model_dump(mode="json"), "seed": self.seed}
+        settings = {"train": self.config.model_dump(mode="json"), "seed": self.seed}
+        state = {"progress": asdict(p), **settings, **identity_of(self.model)}
         write_tensors(self.folder / f"step-{p.step:09d}.safetensors", self._tensors(), state)
         for old in sorted(self.folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
             old.unlink()
@@ -322,6 +343,7 @@ class Trainer:
                     expected=value,
                     mend="resume with the config it was started with, or train without --resume",
                 )
+        check_identity(self.model, state, tensors["model.exact_keys"], checkpoints[-1])
         model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         self.model.load_tensors(model)
         for name, parameter in self._parameters.items():
@@ -381,6 +403,8 @@ def load_best(model: CTRModel, folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: there are none, or they belong to another model.
     """
-    tensors, state = read_tensors(folder / "best.safetensors")
+    path = folder / "best.safetensors"
+    tensors, state = read_tensors(path)
+    check_identity(model, state, tensors["exact_keys"], path)
     model.load_tensors(tensors)
-    return state
+    return {key: state[key] for key in ("epoch", "step", "metrics")}

@@ -157,6 +157,37 @@ def test_settings_that_do_not_go_together_begin_no_run(world: Any, recsys: Recsy
     assert not (world.folder / "work" / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("embedding.rows=2000000000", "embedding.width=1024"), ("embedding.rows", "8,192 GB", "available")),
+        (("embedding.chunks.default=64", "embedding.width=1024"), ("embedding.chunks", "network of", "low_rank")),
+        (("train.batch_size=1000000000000",), ("train.batch_size", "a batch", "lower it")),
+    ],
+)
+def test_what_is_beyond_memory_begins_no_run(
+    world: Any, recsys: Recsys, overrides: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert recsys("prepare", world.config).code == 0
+    for more in ((), ("--dry-run",)):
+        refused(recsys("train", world.config, *overrides, *more), "would not fit into memory", *words)
+    assert not (world.folder / "work" / "small" / "runs").exists()
+
+
+def test_numbers_that_are_not_finite_stop_a_training_after_the_number_stated(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    rates = ("train.table_optimizer=sgd", "train.table_learning_rate=1.0e30", "train.max_skipped_steps=4")
+    refused(recsys("train", world.config, *rates, "train.epochs=50"), "4 steps in a row", "gradient norm", "clip_norm")
+    assert world.leftovers() == []
+
+
+def test_ids_of_another_fingerprint(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    manifest = world.store / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint_version": 0}))
+    refused(recsys("train", world.config), "another version of the fingerprint", "recsys prepare")
+
+
 def test_train_before_prepare(world: Any, recsys: Recsys) -> None:
     refused(recsys("train", world.config), "recsys prepare")
 

@@ -71,6 +71,10 @@ class BaselineEmbedding(nn.Module, ABC):
         """One optimizer step of the table."""
         self.table.step(learning_rate, scale)
 
+    def discard(self) -> None:
+        """Forgets the lookups since the last step."""
+        self.table.discard()
+
     @property
     def table_bytes(self) -> int:
         """Bytes of everything indexed by ids: fp32 rows and the exact index."""

@@ -228,7 +228,7 @@ def test_chunks_are_bounded_for_every_feature(chunks: int) -> None:
 
 
 def test_a_table_beyond_memory_is_refused_with_its_bytes() -> None:
-    with pytest.raises(ConfigError, match=r"do not fit into memory.*8,796,088,926,208 bytes"):
+    with pytest.raises(ConfigError, match=r"embedding\.rows: it would not fit into memory.*table 8,796 GB"):
         make(list(SIZES), rows=2**31 - 1000, width=1024, exact={"max_values": 0})
 
 
