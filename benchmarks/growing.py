@@ -41,6 +41,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 """Name of a change -> what it overrides in the config; a reset changes no shape."""
 RESET = {"movie_id reset": ("movie_id",)}
+KEYS = ("change", "seed")
 GAP = -0.002
 """AUC that may be missing to a model from scratch after three more epochs."""
 
@@ -119,9 +120,7 @@ def measure_seed(lab: Lab, settings: Settings) -> list[dict[str, Any]]:
         run["table_bytes"] = model.plan.table_bytes
         runs.append(run)
         settings.log(
-            f"seed {lab.seed}, {change}: right after {run['right_after']:.4f}, "
-            f"by hash space {run['by_hash_space']:.4f}, after 1 epoch {run['after_1']:.4f}, after {MORE_EPOCHS} {run[f'after_{MORE_EPOCHS}']:.4f}; "
-            f"from scratch {run['scratch']:.4f} in {run['scratch_epochs']}; lookups kept {run['lookups_kept']:.1%}"
+            f"seed {lab.seed}, {change}: " + ", ".join(f"{k} {v:.4g}" for k, v in run.items() if k not in KEYS)
         )
     return runs
 
@@ -157,7 +156,7 @@ def _largest(runs: list[dict[str, Any]], change: str) -> float:
 
 def _summary(change: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     line: dict[str, Any] = {"change": change, "seeds": len(runs)}
-    for key in (key for key in runs[0] if key not in ("change", "seed")):
+    for key in (key for key in runs[0] if key not in KEYS):
         values = np.array([run[key] for run in runs], dtype=np.float64)
         line[key] = round(float(values.mean()), 5)
         if key in ("before", "right_after", "after_1", f"after_{MORE_EPOCHS}", "scratch") and len(runs) > 1:
