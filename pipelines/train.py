@@ -18,7 +18,7 @@ from pipelines.tracking import MlflowListener, begin, log_warm_start
 from pipelines.warm_start import check_start, find_model, start_from
 from pipelines.workspace import Run, new_run, runs_of
 from recsys.embeddings import EmbeddingPlan, plan_embedding
-from recsys.memory import require_memory
+from recsys.memory import available_memory, require_memory
 from recsys.models import CTRModel
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
@@ -37,8 +37,8 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
 
     Returns:
         run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, skipped_steps, examples_per_second,
-        table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, warm_start (see
-        `start_from`; None without one), mlflow_run_id.
+        table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, memory_bytes,
+        warm_start (see `start_from`; None without one), mlflow_run_id.
 
     Raises:
         ConfigError: Some settings do not go together; no run is begun.
@@ -48,6 +48,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     store = open_store(config)
     plan = plan_of(config, store)
     size = _check(config, store, plan)
+    require_memory(training_memory(store.layout, plan, config.model, config.train))
     run = _newest_run(config, store) if resume else None
     if run is not None and run.trained:
         summary = run.read("train.json")
@@ -120,10 +121,11 @@ def dry_run(config: ExperimentConfig, console: Console) -> dict[str, Any]:
 
     Returns:
         plan (a line a feature), table_bytes, table_rows, table_parameters, network_parameters, lookups,
-        embedding_width.
+        embedding_width, memory_bytes (an estimate of what training takes).
 
     Raises:
-        RecsysError: What `train` would refuse before its first step.
+        RecsysError: What `train` would refuse before its first step; but for a table beyond this machine's memory, of
+            which the figures are shown.
     """
     store = open_store(config)
     plan = plan_of(config, store)
@@ -132,6 +134,8 @@ def dry_run(config: ExperimentConfig, console: Console) -> dict[str, Any]:
         check_start(config, store, _model(config, store, replace(plan, rows=min(plan.rows, 1))))
     console.table("embedding plan", plan.summary())
     console.note(_size_text(size, plan))
+    available = bytes_text(available_memory())
+    console.note(f"training takes about {bytes_text(size['memory_bytes'])} of memory; {available} is available")
     return {"plan": plan.summary(), **size}
 
 
@@ -165,11 +169,13 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
     """Refuses what could not be trained, before a table is made or a run begun.
 
     Returns:
-        What the model takes: table rows and bytes, lookups an example, parameters of the network and of the table.
+        What the model takes: table rows and bytes, lookups an example, parameters of the network and of the table, and
+        about how much memory training takes.
     """
-    require_memory(training_memory(store.layout, plan, config.model, config.train))
     # The network and the checks of the trainer are the same whatever the number of rows.
-    outline = _model(config, store, replace(plan, rows=min(plan.rows, 1)))
+    small = replace(plan, rows=min(plan.rows, 1))
+    require_memory(training_memory(store.layout, small, config.model, config.train))
+    outline = _model(config, store, small)
     Trainer(outline, config.train, seed=config.seed, folder=config.folder)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
     if config.train.monitor == "auc" and mean in (0, 1):
@@ -186,6 +192,7 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
         "network_parameters": sum(p.numel() for p in outline.dense_parameters().values()),
         "lookups": plan.lookups,
         "embedding_width": plan.output_width,
+        "memory_bytes": sum(part.bytes for part in training_memory(store.layout, plan, config.model, config.train)),
     }
 
 
