@@ -67,6 +67,9 @@ class Table(nn.Module, ABC):
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [n] int32 -> embeddings [n, width]."""
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The rate of the step inside the next backward, for kernels that step there."""
+
     @abstractmethod
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Applies one optimizer step to the rows looked up since the last one; gradients are first multiplied by scale.
@@ -223,7 +226,6 @@ class FbgemmTable(Table):
             raise ValueError("the fbgemm kernel has already stepped: its gradients cannot be scaled")
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """The rate of the step inside the next backward."""
         self._tbe.set_learning_rate(learning_rate)
 
 

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
-from recsys.embeddings.table import FbgemmTable, TorchTable
+from recsys.embeddings.table import TorchTable
 from recsys.evaluation.metrics import evaluate
 from recsys.models.ctr import CTRModel
 from recsys.tensorfile import read_tensors, write_tensors
 from recsys.training.average import ModelAverage
+from recsys.training.checkpoints import Checkpoints
 from recsys.training.config import TrainConfig
 from recsys.training.listener import TrainingListener
 from recsys.training.memory import keep_freed_memory
-from recsys.training.prediction import predict
+from recsys.training.prediction import Predictions, predict
 
 if TYPE_CHECKING:
     from features.loader import Loader
-
-KEPT_CHECKPOINTS = 2
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Trainer:
         model: trained in place; holds the best epoch's weights at the end.
         config: how.
         seed: of dropout.
-        folder: where checkpoints go: `step-N.safetensors` (the newest two) and `best.safetensors`.
+        folder: where checkpoints go (see `recsys.training.checkpoints`).
         listener: told about progress.
     """
 
@@ -115,7 +115,8 @@ class Trainer:
         self.folder = folder
         self.listener = listener
         self._parameters = model.dense_parameters()
-        self._dense = torch.optim.Adam(self._parameters.values(), lr=config.learning_rate, fused=True)
+        self._dense = _adam(self._parameters.values(), config.learning_rate)
+        self._checkpoints = Checkpoints(folder)
         self._average = ModelAverage(model, config.ema) if config.ema is not None else None
         self._progress = _Progress()
 
@@ -139,11 +140,7 @@ class Trainer:
             torch.set_num_threads(self.config.threads)
         keep_freed_memory()
         torch.manual_seed(self.seed)
-        for unfinished in self.folder.glob(".*.tmp"):
-            unfinished.unlink()
-        if not resume:
-            for old in [*self.folder.glob("step-*.safetensors"), *self.folder.glob("best.safetensors")]:
-                old.unlink()
+        self._checkpoints.clear(unfinished_only=resume)
         self._resume()
         p = self._progress
         total_steps = len(train) * self.config.epochs
@@ -155,10 +152,10 @@ class Trainer:
             seconds += epoch_seconds
             examples += epoch_examples
             self._end_epoch(valid)
-        load_best(self.model, self.folder)
+        best = self._checkpoints.best
+        self._checkpoints.restore(best, self.model.tensors())
         rate = examples / seconds if seconds else 0.0
-        best_file = self.folder / "best.safetensors"
-        result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, best_file)
+        result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, best)
         if self.listener:
             self.listener.on_end(result)
         return result
@@ -173,12 +170,12 @@ class Trainer:
         started = time.perf_counter()
         for batch in train:
             factor = rate_factor(config, p.step, total_steps)
-            loss, weight = self._step(batch, factor)
+            loss, weight, rows = self._step(batch, factor)
             p.step += 1
             p.batch += 1
             p.loss_sum += loss * weight
             p.weight_sum += weight
-            examples += len(batch)
+            examples += rows
             since += loss * weight
             since_weight += weight
             if self.listener and p.step % config.log_steps == 0:
@@ -192,14 +189,12 @@ class Trainer:
                 started = time.perf_counter()
         return seconds + time.perf_counter() - started, examples
 
-    def _step(self, batch: Batch, factor: float) -> tuple[float, float]:
-        """One optimizer step; returns the mean loss and the weight of the batch."""
+    def _step(self, batch: Batch, factor: float) -> tuple[float, float, int]:
+        """One optimizer step; returns the mean loss, the weight and the rows of the batch."""
         config, table = self.config, self.model.embedding.table
         table_rate = config.table_learning_rate * factor
-        if isinstance(table, FbgemmTable):
-            table.set_learning_rate(table_rate)
-        loss, weight = weighted_loss(self.model.logits(batch), batch)
-        value = float(loss.detach())
+        table.set_learning_rate(table_rate)
+        loss, value, weight, rows = self._loss(batch)
         if not math.isfinite(value):
             raise DataError(
                 "the training loss is not finite",
@@ -209,6 +204,7 @@ class Trainer:
                 "features",
             )
         loss.backward()
+        self._share_gradients()
         scale = self._clip() if config.clip_norm else 1.0
         for group in self._dense.param_groups:
             group["lr"] = config.learning_rate * factor
@@ -217,7 +213,15 @@ class Trainer:
         table.step(table_rate, scale)
         if self._average:
             self._average.update()
-        return value, weight
+        return value, weight, rows
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, float, float, int]:
+        """What to differentiate; and of the whole step the mean loss, the weight and the rows."""
+        loss, weight = weighted_loss(self.model.logits(batch), batch)
+        return loss, float(loss.detach()), weight, len(batch)
+
+    def _share_gradients(self) -> None:
+        """Where several processes train, they agree on the network's gradients here."""
 
     def _clip(self) -> float:
         """Scales the network's gradients to the largest norm allowed; returns the factor for the table's."""
@@ -260,7 +264,7 @@ class Trainer:
     def _validate(self, valid: Loader) -> dict[str, float]:
         """Metrics of the weights now in the model, which become the best weights if they are."""
         p, monitor = self._progress, self.config.monitor
-        predictions = predict(self.model, valid)
+        predictions = self._predict(valid)
         assert predictions.labels is not None
         report = evaluate(predictions.labels, predictions.probabilities, predictions.weight)
         if report[monitor] is None:
@@ -275,8 +279,14 @@ class Trainer:
         if not p.best_metrics or sign * metrics[monitor] > sign * p.best_metrics[monitor]:
             p.best_epoch, p.best_metrics = p.epoch, metrics
             state = {"epoch": p.epoch, "step": p.step, "metrics": metrics}
-            write_tensors(self.folder / "best.safetensors", self.model.tensors(), state)
+            self._save_best(state)
         return metrics
+
+    def _predict(self, valid: Loader) -> Predictions:
+        return predict(self.model, valid)
+
+    def _save_best(self, state: dict[str, Any]) -> None:
+        write_tensors(self._checkpoints.best, self.model.tensors(), state)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, by name; live tensors but for the random state."""
@@ -293,20 +303,20 @@ class Trainer:
 
     def _save(self) -> None:
         p = self._progress
-        state = {"progress": asdict(p), "train": self.config.model_dump(mode="json"), "seed": self.seed}
-        write_tensors(self.folder / f"step-{p.step:09d}.safetensors", self._tensors(), state)
-        for old in sorted(self.folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+        self._checkpoints.save(p.step, self._tensors(), {"progress": asdict(p), **self._identity()})
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with; into how many processes the work is divided is not of it."""
+        return {"train": self.config.model_dump(mode="json", exclude={"distributed"}), "seed": self.seed}
 
     @torch.no_grad()
     def _resume(self) -> None:
         """Takes up the newest checkpoint, if there is one."""
-        checkpoints = sorted(self.folder.glob("step-*.safetensors"))
-        if not checkpoints:
+        newest = self._checkpoints.newest()
+        if newest is None:
             return
-        tensors, state = read_tensors(checkpoints[-1])
-        expected = {"train": self.config.model_dump(mode="json"), "seed": self.seed}
-        for key, value in expected.items():
+        state = self._checkpoints.state(newest)
+        for key, value in self._identity().items():
             if state[key] != value:
                 raise ArtifactError(
                     "the checkpoint was written under another config",
@@ -315,19 +325,20 @@ class Trainer:
                     expected=value,
                     mend="resume with the config it was started with, or train without --resume",
                 )
-        model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        self.model.load_tensors(model)
-        for name, parameter in self._parameters.items():
-            prefix = f"optimizer.{name}."
-            self._dense.state[parameter] = {
-                key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
-            }
-        for name, t in self.model.embedding.table.optimizer_state().items():
-            t.copy_(tensors[f"table_optimizer.{name}"])
-        for name, t in (self._average.state() if self._average else {}).items():
-            t.copy_(tensors[f"average.{name}"])
-        torch.set_rng_state(tensors["random_state"])
+        tensors = self._tensors()
+        self._checkpoints.restore(newest, tensors)
+        if "random_state" in tensors:
+            torch.set_rng_state(tensors["random_state"])
         self._progress = _Progress(**state["progress"])
+
+
+def _adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    """Adam with its state there from the start, so that a checkpoint can be read into it."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    for parameter in optimizer.param_groups[0]["params"]:
+        moments = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+    return optimizer
 
 
 def weighted_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
