@@ -21,6 +21,7 @@ class MultiplexedEmbedding(nn.Module):
         poolings: "sum" or "mean" for each bag feature, in order.
         optimizer: the table's optimizer.
         kernel: auto, torch or fbgemm.
+        table: made for this plan; made here when left out.
     """
 
     exact_keys: Tensor
@@ -33,6 +34,7 @@ class MultiplexedEmbedding(nn.Module):
         *,
         optimizer: TableOptimizer | None = None,
         kernel: str = "auto",
+        table: Table | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -44,7 +46,7 @@ class MultiplexedEmbedding(nn.Module):
         self.single_lookups = sum(f.chunks for f in singles)
         self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)], plan.hash_seed)
         self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
-        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel)
+        self.table: Table = table or make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel)
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         """Looks all features up.

@@ -33,6 +33,7 @@ class CTRModel(nn.Module):
         seed: of all initial weights.
         optimizer: the table's optimizer.
         kernel: the table's kernel.
+        embedding: made for this plan; made here, from optimizer and kernel, when left out.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class CTRModel(nn.Module):
         seed: int = 0,
         optimizer: TableOptimizer | None = None,
         kernel: str = "auto",
+        embedding: MultiplexedEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -58,7 +60,9 @@ class CTRModel(nn.Module):
                 mend="give some feature a chunk, or add a number feature",
             )
         generator = torch.Generator().manual_seed(seed)
-        self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
+        self.embedding = embedding or MultiplexedEmbedding(
+            plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel
+        )
         self.embedding.table.initialise(plan.init_scale, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

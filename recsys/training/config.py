@@ -7,14 +7,25 @@ from typing import Literal
 from pydantic import Field
 
 from features.validation import Strict
+from recsys.embeddings.sharded import Sharding
 from recsys.embeddings.table import OptimizerName, TableOptimizer
+
+
+class DistributedConfig(Strict):
+    """How several processes, started by `torchrun`, train one model; a single process takes no notice."""
+
+    sharding: Sharding = "auto"
+    """row_wise: every process has some rows; column_wise: some columns (sgd only); table_wise: one process has the
+    whole table; auto: TorchRec's planner chooses."""
+    timeout_seconds: float = Field(300.0, ge=1)
+    """How long a process waits for another one before it ends with an error."""
 
 
 class TrainConfig(Strict):
     """Optimizers, stopping, averaging and checkpoints."""
 
     batch_size: int = Field(4096, ge=1)
-    """Examples a step."""
+    """Examples a step, over all processes."""
     epochs: int = Field(1, ge=1)
     """Most passes over the training split."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -45,6 +56,8 @@ class TrainConfig(Strict):
     """Steps between reports of the training loss."""
     threads: int | None = Field(None, ge=1)
     """Threads torch computes with; its own choice when left out."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Under `torchrun`: how the work is divided."""
 
     @property
     def optimizer_of_table(self) -> TableOptimizer:
