@@ -5,9 +5,12 @@ One process alone is the plain case; `torchrun` starts several.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +130,8 @@ def joined(timeout_seconds: float) -> Iterator[Processes]:
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
         processes = Processes(dist.get_rank(), dist.get_world_size(), connected=True)
         everyone += processes.each((socket.gethostname(), os.getpid()))
-        yield processes
+        with _quiet():
+            yield processes
     except (dist.DistError, RuntimeError) as error:
         if not _is_of_connection(error):
             raise
@@ -135,11 +139,28 @@ def joined(timeout_seconds: float) -> Iterator[Processes]:
             "another process is gone or does not answer, so this one ends",
             field=f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}",
             found="; ".join([*_gone(everyone), _first_line(error)]),
-            mend="see what ended it; the last checkpoint is whole, and the same command with --resume goes on from it",
+            mend="see what ended it, or raise train.distributed.timeout_seconds if it was slow; the last checkpoint is "
+            "whole, and the same command with --resume goes on from it",
         ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings that are for the authors of torch and TorchRec."""
+    loggers = [logging.getLogger(name) for name in ("torchrec", "torch.fx._symbolic_trace")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _is_of_connection(error: Exception) -> bool:
@@ -174,6 +195,6 @@ def _how_gone(pid: int) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    # gloo puts the place in its source before the message
-    return text[0].rpartition("] ")[2][:200] if text else type(error).__name__
+    """The message without the place in gloo's source before it and the advice behind it."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[[^]]*\]\s*", "", text).partition(". ")[0]
