@@ -23,7 +23,7 @@ from pipelines.workspace import Run, new_run, runs_of
 from recsys.embeddings import EmbeddingPlan, plan_embedding
 from recsys.embeddings.sharded import ShardedTable
 from recsys.models import CTRModel
-from recsys.processes import Processes, joined, launched
+from recsys.processes import Processes, joined, launched, launched_count
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.training import Trainer, TrainingListener, load_best
@@ -217,7 +217,7 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
         What the model takes: table rows and bytes, lookups an example, parameters of the network and of the table.
     """
     if launched():
-        check_distributed(config.train, config.embedding, plan)
+        check_distributed(config.train, config.embedding, plan, launched_count())
     # The network and the checks of the trainer are the same whatever the number of rows.
     outline = _model(config, store, replace(plan, rows=min(plan.rows, 1)))
     Trainer(outline, config.train, seed=config.seed, folder=config.folder)

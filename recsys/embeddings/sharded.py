@@ -181,6 +181,24 @@ def lookup_names(plan: EmbeddingPlan) -> list[str]:
     return [f"{f.name}#{chunk}" for f in plan.features for chunk in range(f.chunks)]
 
 
+def divisible(rows: int, processes: int) -> bool:
+    """Whether blocks of equal size, the last one smaller, leave no process without a row: FBGEMM takes no empty part.
+
+    >>> divisible(6, 4), divisible(7, 4), divisible(5, 4)
+    (False, True, False)
+    """
+    return rows > -(-rows // processes) * (processes - 1)
+
+
+def columns_of_a_part(width: int, processes: int) -> int:
+    """Columns of a part, column-wise: the most that give every process one, in the multiples of 4 FBGEMM asks for.
+
+    >>> [columns_of_a_part(width, 2) for width in (4, 8, 12, 16)]
+    [4, 4, 4, 8]
+    """
+    return max((c for c in range(4, width + 1, 4) if width % c == 0 and width // c >= processes), default=4)
+
+
 @functools.cache
 def torchrec_available() -> bool:
     """Whether torchrec and FBGEMM can be imported."""
@@ -218,9 +236,14 @@ def _shard(
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-    kinds: list[str] = ["row_wise", "table_wise", *(["column_wise"] if optimizer.name == "sgd" else [])]
-    if sharding != "auto":
-        kinds = [sharding]
+    kinds: list[str] = [sharding]
+    if sharding == "auto":
+        possible = {
+            "row_wise": divisible(plan.rows, processes.count),
+            "column_wise": optimizer.name == "sgd",
+            "table_wise": True,
+        }
+        kinds = [kind for kind, is_possible in possible.items() if is_possible]
 
     class Sharder(EmbeddingBagCollectionSharder):
         def sharding_types(self, compute_device_type: str) -> list[str]:
@@ -267,8 +290,7 @@ def _plan_of_parts(bags: Any, sharders: list[Any], plan: EmbeddingPlan, batch_si
         constraints={
             _TABLE: ParameterConstraints(
                 compute_kernels=[EmbeddingComputeKernel.FUSED.value],
-                # FBGEMM wants multiples of 4 columns
-                min_partition=-(-plan.width // (4 * count)) * 4,
+                min_partition=columns_of_a_part(plan.width, count),
             )
         },
         storage_reservation=FixedPercentageStorageReservation(percentage=0.0),

@@ -16,7 +16,7 @@ from features.errors import ConfigError
 from features.layout import Layout
 from recsys.embeddings.config import EmbeddingConfig
 from recsys.embeddings.plan import EmbeddingPlan
-from recsys.embeddings.sharded import ShardedEmbedding, ShardedTable, torchrec_available
+from recsys.embeddings.sharded import ShardedEmbedding, ShardedTable, divisible, torchrec_available
 from recsys.models.config import ModelConfig
 from recsys.models.ctr import CTRModel
 from recsys.processes import Processes
@@ -137,8 +137,8 @@ def sharded_model(
     return CTRModel(layout, plan, config, seed=seed, embedding=embedding)
 
 
-def check_distributed(train: TrainConfig, embedding: EmbeddingConfig, plan: EmbeddingPlan) -> None:
-    """Refuses what several processes cannot do.
+def check_distributed(train: TrainConfig, embedding: EmbeddingConfig, plan: EmbeddingPlan, count: int) -> None:
+    """Refuses what `count` processes cannot do.
 
     Raises:
         ConfigError: the setting, and what to do about it.
@@ -188,6 +188,13 @@ def check_distributed(train: TrainConfig, embedding: EmbeddingConfig, plan: Embe
             found="column_wise",
             expected="row_wise, table_wise or auto",
             mend="change it, or set train.table_optimizer to sgd",
+        )
+    if train.distributed.sharding == "row_wise" and not divisible(plan.rows, count):
+        raise ConfigError(
+            "the table has too few rows for a part in every process",
+            field="train.distributed.sharding",
+            found=f"row_wise, {plan.rows} rows, {count} processes",
+            mend="set it to auto or table_wise, or raise embedding.rows",
         )
     for name in ("table_l2", "clip_norm", "ema"):
         value = getattr(train, name)
