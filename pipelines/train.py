@@ -23,7 +23,7 @@ from pipelines.workspace import Run, new_run, runs_of
 from recsys.embeddings import EmbeddingPlan, plan_embedding
 from recsys.embeddings.sharded import ShardedTable
 from recsys.models import CTRModel
-from recsys.processes import Processes, joined, launched, launched_count
+from recsys.processes import Processes, joined, launched, launched_count, restarted
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.training import Trainer, TrainingListener, load_best
@@ -54,7 +54,8 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     size = _check(config, store, plan)
     with joined(config.train.distributed.timeout_seconds) as processes:
         _check_alike(processes, config, store)
-        run = processes.first(lambda: _newest_run(config, store) if resume else None)
+        run = processes.first(lambda: _run_to_resume(config, store, resume))
+        resume = run is not None
         finished = processes.first(lambda: run.read("train.json") if run is not None and run.trained else None)
         if run is not None and finished is not None:
             del finished["history"]
@@ -72,15 +73,19 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         listeners: list[TrainingListener] = [watch]
         with ExitStack() as stack:
             stack.callback(watch.close)
-            if processes.rank == 0 and run_id:
-                registry = Registry(config.tracking_uri)
+            registry = Registry(config.tracking_uri) if processes.rank == 0 and run_id else None
+            if registry and run_id:
                 stack.enter_context(registry.running(run_id, system_metrics=config.tracking.system_metrics))
                 mlflow = MlflowListener(registry, run_id)
                 stack.callback(mlflow.flush)
                 listeners.append(mlflow)
             trainer = _trainer_for(processes, config, model, run, Listeners(listeners))
-            if processes.rank == 0:
-                _report_parts(model, run, console)
+            table = model.embedding.table
+            if isinstance(table, ShardedTable) and processes.rank == 0:
+                console.table(f"table over {processes.count} processes", table.report())
+                run.write("sharding.json", {"parts": table.report()})
+                if registry and run_id:
+                    registry.log_files(run_id, run.folder / "sharding.json")
             result = trainer.fit(loader, valid, resume=resume)
             if processes.rank == 0:
                 if processes.connected:
@@ -174,15 +179,6 @@ def _trainer_for(
     return DistributedTrainer(model, config.train, processes=processes, **common)
 
 
-def _report_parts(model: CTRModel, run: Run, console: Console) -> None:
-    """Says which process has which part of the table, if it is divided."""
-    table = model.embedding.table
-    if isinstance(table, ShardedTable):
-        parts = table.report()
-        run.write("sharding.json", {"parts": parts})
-        console.table(f"table over {len({part['process'] for part in parts})} processes", parts)
-
-
 def _check_alike(processes: Processes, config: ExperimentConfig, store: Store) -> None:
     """All processes have read the same config and data, wherever they run."""
     for name, digest in (("config", config.digest()), ("prepared data", store.digest)):
@@ -244,6 +240,14 @@ def _size_text(size: dict[str, int], plan: EmbeddingPlan) -> str:
         f"table of {size['table_rows']:,} rows x {plan.width} ({bytes_text(size['table_bytes'])}), "
         f"{size['lookups']} lookups an example, network of {size['network_parameters']:,} parameters"
     )
+
+
+def _run_to_resume(config: ExperimentConfig, store: Store, resume: bool) -> Run | None:
+    """The run to go on with: if it is asked for, or if torchrun starts the processes again after one was lost."""
+    runs = runs_of(config)
+    if resume or (restarted() and runs and not runs[-1].trained):
+        return _newest_run(config, store)
+    return None
 
 
 def _newest_run(config: ExperimentConfig, store: Store) -> Run:

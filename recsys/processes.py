@@ -112,6 +112,11 @@ def launched_count() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def restarted() -> bool:
+    """Whether `torchrun` has started the processes anew, as it does up to `--max-restarts` times."""
+    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextmanager
 def joined(timeout_seconds: float) -> Iterator[Processes]:
     """Within, the processes that `torchrun` started form a group (gloo); without it this process is alone.
@@ -127,8 +132,7 @@ def joined(timeout_seconds: float) -> Iterator[Processes]:
         return
     everyone: list[tuple[str, int]] = []
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
-        processes = Processes(dist.get_rank(), dist.get_world_size(), connected=True)
+        processes = _meet(timedelta(seconds=timeout_seconds))
         everyone += processes.each((socket.gethostname(), os.getpid()))
         with _quiet():
             yield processes
@@ -145,6 +149,15 @@ def joined(timeout_seconds: float) -> Iterator[Processes]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(timeout: timedelta) -> Processes:
+    """Forms the group of the processes that torchrun started."""
+    store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+    # torchrun's store outlives a restart, and with it the addresses of the processes that are gone.
+    attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("gloo", store=attempt, rank=rank, world_size=count, timeout=timeout)
+    return Processes(rank, count, connected=True)
 
 
 @contextmanager

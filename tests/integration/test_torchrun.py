@@ -25,11 +25,12 @@ pytestmark = pytest.mark.skipif(not torchrec_available(), reason="torchrec is no
 SETTINGS = ["train.batch_size=32", "train.checkpoint_steps=20", "train.epochs=2"]
 
 
-def start(world: Any, *more: str, processes: int = 2) -> subprocess.Popen[str]:
-    """The documented command."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+def start(world: Any, *more: str, restarts: int = 0) -> subprocess.Popen[str]:
+    """The documented command, in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     # The launcher looks for ended processes every 3 seconds: time for the others to say what they saw.
-    command += ["--monitor-interval", "3", "-m", "pipelines.train", str(world.config), *SETTINGS, *more]
+    command += ["--monitor-interval", "3", "--max-restarts", str(restarts)]
+    command += ["-m", "pipelines.train", str(world.config), *SETTINGS, *more]
     return subprocess.Popen(
         command,
         cwd=world.folder,
@@ -99,6 +100,22 @@ def test_no_process_waits_for_ever(world: Any, recsys: Callable[..., Any], rank:
     assert job.returncode != 0
     assert f"process {rank} (pid " in err
     assert ("is stopped" if how == signal.SIGSTOP else "has ended") in err
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_by_itself_when_torchrun_starts_the_processes_again(
+    world: Any, recsys: Callable[..., Any]
+) -> None:
+    assert recsys("prepare", world.config).code == 0
+    job = start(world, "--json", restarts=1)
+    assert job.stderr is not None
+    assert any(line.startswith("epoch 1:") for line in job.stderr)
+    (victim,) = [p for p in psutil.Process(job.pid).children() if p.environ().get("RANK") == "1"]
+    victim.kill()
+    out, err = job.communicate(timeout=300)
+    assert job.returncode == 0, err
+    assert "resuming at step" in err
+    assert json.loads(out.splitlines()[-1])["run"] == "0001"
 
 
 def test_what_several_processes_cannot_do_is_said_before_they_meet(
