@@ -222,7 +222,9 @@ def _job(as_json: bool) -> Iterator[_Job]:
     try:
         yield job
     except RecsysError as error:
-        print(f"{f'process {job.rank}: ' if job.rank else ''}error: {error}", file=sys.stderr, flush=True)
+        whose = f"process {job.rank}: " if job.rank else ""
+        sys.stderr.write(f"{whose}error: {error}\n")  # in one piece: other processes may write too
+        sys.stderr.flush()
         if as_json and not job.rank:
             kind = type(error).__name__
             print(json.dumps({"error": {"type": kind, "field": error.field, "message": str(error)}}), flush=True)

@@ -267,13 +267,15 @@ def _shard(
     sharders = [Sharder(fused_params={"bounds_check_mode": BoundsCheckMode.NONE})]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        layout = _plan_of_parts(bags, sharders, plan, batch_size, processes)
+        layout = _plan_of_parts(bags, sharders, plan, sharding, batch_size, processes)
         return DistributedModelParallel(
             bags, device=torch.device("cpu"), plan=layout, sharders=sharders, init_data_parallel=False
         )
 
 
-def _plan_of_parts(bags: Any, sharders: list[Any], plan: EmbeddingPlan, batch_size: int, processes: Processes) -> Any:
+def _plan_of_parts(
+    bags: Any, sharders: list[Any], plan: EmbeddingPlan, sharding: Sharding, batch_size: int, processes: Processes
+) -> Any:
     """Where TorchRec's planner puts the parts, by what the processes' memory holds."""
     from torchrec.distributed.embedding_types import EmbeddingComputeKernel
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
@@ -306,8 +308,8 @@ def _plan_of_parts(bags: Any, sharders: list[Any], plan: EmbeddingPlan, batch_si
                 field="embedding.rows",
                 found=f"{plan.rows:,} rows x {plan.width} floats: {plan.rows * plan.width * 4:,} bytes over {count} "
                 f"processes of {memory:,} bytes",
-                mend="lower embedding.rows or embedding.width, start more processes on more machines, or set "
-                "train.distributed.sharding to auto",
+                mend="lower embedding.rows or embedding.width, or start processes on more machines"
+                + ("" if sharding == "auto" else ", or set train.distributed.sharding to auto"),
             ) from error
 
     return processes.first(planned)
