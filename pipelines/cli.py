@@ -229,12 +229,16 @@ def data(
 
 
 class _Job:
-    """A verb at work: where it speaks, and what it came to."""
+    """A verb at work: where it speaks, and what it came to.
+
+    Of several processes that `torchrun` started, the first speaks; the others only say what went wrong.
+    """
 
     def __init__(self, as_json: bool) -> None:
         from pipelines.console import Console
 
-        self.console = Console(to_stderr=as_json)
+        self.rank = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self.console = Console(to_stderr=as_json, quiet=self.rank > 0)
         self.result: dict[str, Any] = {}
 
 
@@ -246,15 +250,17 @@ def _job(as_json: bool) -> Iterator[_Job]:
     try:
         yield job
     except RecsysError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if as_json:
+        whose = f"process {job.rank}: " if job.rank else ""
+        sys.stderr.write(f"{whose}error: {error}\n")  # in one piece: other processes may write too
+        sys.stderr.flush()
+        if as_json and not job.rank:
             kind = type(error).__name__
             print(json.dumps({"error": {"type": kind, "field": error.field, "message": str(error)}}), flush=True)
         raise typer.Exit(USAGE) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         raise typer.Exit(130) from None
-    if as_json:
+    if as_json and not job.rank:
         print(json.dumps(job.result, allow_nan=False), flush=True)
     if job.result.get("gates_failed"):
         raise typer.Exit(GATE_FAILED)
@@ -275,9 +281,9 @@ def _switch_telemetry_off() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
-def main() -> None:
-    """Entry point of the `recsys` command."""
-    app()
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `recsys` command; its arguments are those of the process when left out."""
+    app(arguments, prog_name="recsys")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class MultiplexedEmbedding(nn.Module):
         poolings: "sum" or "mean" for each bag feature, in order.
         optimizer: the table's optimizer.
         kernel: auto, torch, numba or fbgemm.
+        table: made for this plan; made here, from optimizer and kernel, when left out.
     """
 
     exact_keys: Tensor
@@ -40,6 +41,7 @@ class MultiplexedEmbedding(nn.Module):
         *,
         optimizer: TableOptimizer | None = None,
         kernel: KernelName = "auto",
+        table: Table | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -51,7 +53,9 @@ class MultiplexedEmbedding(nn.Module):
         self.single_lookups = sum(f.chunks for f in singles)
         self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)], plan.hash_seed)
         self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
-        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
+        if table is None:
+            table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
+        self.table: Table = table
         if plan.hot_slots and not isinstance(self.table, TorchTable):
             raise ConfigError(
                 "the hot region needs the gradient of every lookup, which the fbgemm kernel keeps to itself",

@@ -37,7 +37,8 @@ class CTRModel(nn.Module):
         seed: of all initial weights.
         optimizer: the table's optimizer.
         kernel: the table's kernel.
-        embedding: a baseline, for comparison, in the place of the embedding that `plan` lays out; of the same width.
+        embedding: made for this plan, and given its initial weights here; made here, from optimizer and kernel, when
+            left out.  Or a baseline, for comparison, in its place: of the same width, with its own initial weights.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class CTRModel(nn.Module):
         seed: int = 0,
         optimizer: TableOptimizer | None = None,
         kernel: KernelName = "auto",
-        embedding: BaselineEmbedding | None = None,
+        embedding: MultiplexedEmbedding | BaselineEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -64,11 +65,13 @@ class CTRModel(nn.Module):
                 mend="give some feature a chunk, or add a number feature",
             )
         generator = torch.Generator().manual_seed(seed)
-        if embedding is None:
-            self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
-            self.embedding.table.initialise(plan.init_scale, generator)
-        else:
+        if isinstance(embedding, BaselineEmbedding):
             self.embedding = cast(MultiplexedEmbedding, embedding)
+        else:
+            if embedding is None:
+                embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
+            self.embedding = embedding
+            self.embedding.table.initialise(plan.init_scale, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
             self.cross: VectorCross | MatrixCross | None = None

@@ -31,6 +31,7 @@ class Linear(nn.Linear):
             and self.out_features >= SMALLEST_OUTPUT
             and x.device.type == "cpu"
             and x.dtype == torch.float32
+            and len(x)  # oneDNN takes no empty product
             and onednn_pays()
         ):
             out: Tensor = _OnednnLinear.apply(x, self.weight, self.bias)
