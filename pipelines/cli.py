@@ -99,15 +99,25 @@ def evaluate(
 
 
 @app.command()
-def register(config: Config, overrides: Overrides = None, as_json: Json = False, run: RunName = None) -> None:
+def register(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    run: RunName = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="What `convert` made of the run, in place of its own bundle.")
+    ] = None,
+) -> None:
     """Register a run's model and point the alias at it.
 
     `recsys register configs/synthetic.yaml tracking.alias=challenger`
+
+    `recsys register configs/synthetic.yaml --format int8`
     """
     with _job(as_json) as job:
         from pipelines.register import register
 
-        job.result = register(_load(config, overrides), job.console, run_name=run)
+        job.result = register(_load(config, overrides), job.console, run_name=run, format=format)
 
 
 @app.command()
@@ -131,6 +141,41 @@ def score(
         uri = _tracking_uri(tracking_uri, workspace)
         columns = [column for column in keep.split(",") if column]
         job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=columns)
+
+
+@app.command()
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
+    ],
+    format: Annotated[str, typer.Option("--format", help="fp32, bf16, fp16, int8, int4 or int2.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="Rows to measure the cost on: prepared data (a folder; its test split) or raw rows with labels (a "
+            "file or glob). A run has its own.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The new bundle's folder; beside the model, `-FORMAT` added, by default."),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Write a trained model anew with its rows in another format, and tell what that costs.
+
+    `recsys convert work/synthetic/runs/0001 --format int8`
+
+    `recsys convert models:/synthetic@challenger events.parquet --format int8 --out small`
+    """
+    with _job(as_json) as job:
+        from pipelines.convert import convert_bundle
+
+        uri = _tracking_uri(tracking_uri, workspace)
+        job.result = convert_bundle(model, format, job.console, tracking_uri=uri, data=data, out=out)
 
 
 @app.command()

@@ -56,6 +56,8 @@ class CTRModel(nn.Module):
         self.layout = layout
         self.config = config
         self.plan = plan
+        self.autocast = False
+        """Whether the products of the network are computed in bf16 while it trains; set by the trainer."""
         inputs = plan.output_width + len(layout.dense_names) + sum(layout.vector_sizes)
         if inputs == 0:
             raise ConfigError(
@@ -103,6 +105,16 @@ class CTRModel(nn.Module):
         parts = [self.embedding(ids, bag_values, bag_lengths)] if self.plan.lookups else []
         parts += [part for part in (dense, vectors) if part.shape[1]]
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        if self.autocast and self.training:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                x = self._interact(x)
+        else:
+            x = self._interact(x)
+        logits: Tensor = self.head(x.float())
+        return logits
+
+    def _interact(self, x: Tensor) -> Tensor:
+        """What the head reads [B, head inputs], from the embeddings and the dense inputs [B, inputs]."""
         streams: list[Tensor] = []
         if self.cross is not None:
             crossed = self.cross(x)
@@ -112,8 +124,7 @@ class CTRModel(nn.Module):
                 streams.append(crossed)
         if self.deep is not None:
             streams.append(self.deep(x))
-        logits: Tensor = self.head(torch.cat(streams, 1) if len(streams) > 1 else streams[0])
-        return logits
+        return torch.cat(streams, 1) if len(streams) > 1 else streams[0]
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, tasks] logits of a batch."""

@@ -63,6 +63,9 @@ class TrainConfig(Strict):
     """Steps between checkpoints; one is also written after every epoch."""
     log_steps: int = Field(50, ge=1)
     """Steps between reports of the training loss."""
+    autocast: bool = False
+    """Compute the network's products in bf16 while training; embeddings, head, loss and evaluation stay fp32. The CPU
+    needs AVX512-BF16 or AMX. Not the same bits, so see that the AUC stays; see formats.md."""
     threads: int | None = Field(None, ge=1)
     """Threads torch computes with; its own choice when left out."""
     warm_start: str | None = Field(None, min_length=1)

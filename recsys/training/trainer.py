@@ -20,6 +20,7 @@ from recsys.embeddings.torch_table import TorchTable
 from recsys.evaluation.metrics import evaluate
 from recsys.models.ctr import CTRModel
 from recsys.tensorfile import read_into, read_state, write_tensors
+from recsys.training.autocast import require_bf16
 from recsys.training.average import ModelAverage
 from recsys.training.checkpoints import Checkpoints
 from recsys.training.config import TrainConfig
@@ -115,6 +116,9 @@ class Trainer:
                 expected=config.optimizer_of_table,
                 mend="build the model with optimizer=config.optimizer_of_table",
             )
+        if config.autocast:
+            require_bf16()
+        model.autocast = config.autocast
         self.model = model
         self.config = config
         self.seed = seed
