@@ -145,20 +145,24 @@ def _difference(new: float | None, old: float | None) -> float | None:
 
 def _show(console: Console, result: dict[str, Any]) -> None:
     old, new = result["old_table_bytes"], result["table_bytes"]
-    lines = [
-        {"what": "table", result["from"]: bytes_text(old), result["to"]: bytes_text(new), "change": f"{new / old:.3f}x"}
-    ]
-    if result["metrics"] is not None:
-        for name in METRICS:
-            values = {result["from"]: result["old_metrics"][name], result["to"]: result["metrics"][name]}
-            lines.append({"what": name, **values, "change": result["change"][name]})
-        for name, reason in result["metrics"]["undefined"].items():
-            console.note(f"{name} is undefined: {reason}")
-    console.table(f"{result['from']} to {result['to']}, measured on {result['measured_on'] or 'nothing'}", lines)
+    console.note(f"table: {bytes_text(old)} in {result['from']}, {bytes_text(new)} in {result['to']}, {new / old:.3f}x")
     console.note(f"rows differ by {result['rounding_error']:.2%} of their norm")
     if result["metrics"] is None:
         console.note("name DATA to measure what the conversion costs: prepared data, or raw rows with labels")
     else:
+        lines = [
+            {
+                "metric": name,
+                result["from"]: result["old_metrics"][name],
+                result["to"]: result["metrics"][name],
+                "change": result["change"][name],
+            }
+            for name in METRICS
+        ]
+        console.note(f"measured on: {result['measured_on']}")
+        console.table(f"{result['metrics']['rows']:,} rows", lines)
+        for name, reason in result["metrics"]["undefined"].items():
+            console.note(f"{name} is undefined: {reason}")
         console.note(f"the largest change of a probability is {cell_text(result['max_change'])}")
     show_gates(console, result["gates"] or [])
     console.note(f"bundle: {result['bundle']}")
