@@ -77,9 +77,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark is run: `quick` asks for a smaller form of the same measure, `log` prints progress."""
+    """How a benchmark is run.
+
+    `quick` asks for a smaller form of the same measure, `parts` for some parts of it (none named: all), `log` prints
+    progress.
+    """
 
     quick: bool = False
+    parts: Sequence[str] = ()
     log: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
 
 
@@ -92,13 +97,20 @@ class Outcome:
     threads: int | None = None
 
 
-def main(name: str, measure: Callable[[Settings], Outcome], argv: Sequence[str] | None = None) -> int:
+def main(
+    name: str,
+    measure: Callable[[Settings], Outcome],
+    argv: Sequence[str] | None = None,
+    *,
+    parts: Sequence[str] = (),
+) -> int:
     """Run a benchmark from its command line.
 
     Args:
         name: The name of the benchmark: `python -m benchmarks.NAME`.
         measure: Does the work.
         argv: Arguments, those of the process by default.
+        parts: What can be measured alone, by `--only PART`.
 
     Returns:
         The exit code: 0 if every bar is met, else 1.
@@ -106,9 +118,11 @@ def main(name: str, measure: Callable[[Settings], Outcome], argv: Sequence[str] 
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=measure.__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object on the last line of stdout")
     parser.add_argument("--quick", action="store_true", help="a smaller form of the same measure, marked as such")
+    if parts:
+        parser.add_argument("--only", choices=parts, action="append", default=[], help="leave the other parts out")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
-    outcome = measure(Settings(quick=arguments.quick))
+    outcome = measure(Settings(quick=arguments.quick, parts=arguments.only if parts else ()))
     result = {
         "benchmark": name,
         "quick": arguments.quick,

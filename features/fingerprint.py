@@ -11,6 +11,8 @@ import polars as pl
 import polars_hash as plh
 import xxhash
 
+from features.errors import ArtifactError
+
 FINGERPRINT_VERSION = 1
 """Raised whenever the fingerprint of any value changes; travels with every artefact."""
 
@@ -43,6 +45,27 @@ def _null() -> int:
 
 NULL_FINGERPRINT = _null()
 """Fingerprint of a missing value; the text "null" is an ordinary string with another one."""
+
+
+def check_fingerprint_version(found: object, where: str, mend: str) -> None:
+    """Refuses ids that another version of the fingerprint made: a model would look every one of them up elsewhere.
+
+    Args:
+        found: The version that an artefact was written with.
+        where: The artefact.
+        mend: What to do about it.
+
+    Raises:
+        ArtifactError: It is not this one.
+    """
+    if found != FINGERPRINT_VERSION:
+        raise ArtifactError(
+            "its ids were made by another version of the fingerprint",
+            field=where,
+            found=f"fingerprint version {found}",
+            expected=FINGERPRINT_VERSION,
+            mend=mend,
+        )
 
 
 def cross_fingerprints(parts: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ from features.batch import Batch
 from features.columns import BAG_PREFIX, Columns, column_types, record_batch
 from features.errors import ArtifactError, ConfigError, DataError
 from features.files import read_json, write_json
-from features.fingerprint import FINGERPRINT_VERSION
+from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.frames import first_line, iterate, require_column, schema_of
 from features.layout import Layout
 from features.ops.base import FittedOperator, Operator
@@ -264,12 +264,14 @@ class FeaturePipeline:
         """
         path = Path(folder) / _FILE
         data = read_json(path, mend=_MEND_FILE)
-        for key, expected in (("version", PIPELINE_VERSION), ("fingerprint_version", FINGERPRINT_VERSION)):
-            found = data.get(key) if isinstance(data, dict) else None
-            if found != expected:
-                raise ArtifactError(
-                    f"{key} is another one", field=str(path), found=found, expected=expected, mend=_MEND_FILE
-                )
+        found = data.get("version") if isinstance(data, dict) else None
+        if found != PIPELINE_VERSION:
+            raise ArtifactError(
+                "version is another one", field=str(path), found=found, expected=PIPELINE_VERSION, mend=_MEND_FILE
+            )
+        check_fingerprint_version(
+            data.get("fingerprint_version"), str(path), "prepare the data again, and train again what was trained on it"
+        )
         try:
             pipeline = FeaturePipeline(validate(FeatureSpec, data["spec"]))
             for name, state in data["state"].items():

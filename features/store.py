@@ -22,7 +22,7 @@ from features.batch import Batch
 from features.columns import Columns, column_types, record_batch
 from features.errors import ArtifactError, DataError, list_names
 from features.files import cannot_write, md5_of, read_json, write_json
-from features.fingerprint import FINGERPRINT_VERSION
+from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.frames import SPLIT_COLUMN, iterate
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
@@ -134,15 +134,15 @@ class Store:
         manifest = read_json(folder / _MANIFEST, mend=_MEND)
         if not isinstance(manifest, dict) or "version" not in manifest:
             raise ArtifactError("file is damaged", field=str(folder / _MANIFEST), mend=_MEND)
-        for key, expected in (("version", STORE_VERSION), ("fingerprint_version", FINGERPRINT_VERSION)):
-            if manifest.get(key) != expected:
-                raise ArtifactError(
-                    f"{key} of the prepared data is another one",
-                    field=str(folder),
-                    found=manifest.get(key),
-                    expected=expected,
-                    mend=_MEND,
-                )
+        if manifest["version"] != STORE_VERSION:
+            raise ArtifactError(
+                "version of the prepared data is another one",
+                field=str(folder),
+                found=manifest["version"],
+                expected=STORE_VERSION,
+                mend=_MEND,
+            )
+        check_fingerprint_version(manifest.get("fingerprint_version"), str(folder), _MEND)
         prepared = validate(FeatureSpec, read_json(folder / _SPEC, mend=_MEND), where=str(folder / _SPEC))
         if spec is not None and spec.digest() != prepared.digest():
             raise ArtifactError(

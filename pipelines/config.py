@@ -76,6 +76,8 @@ class TrackingConfig(Strict):
     """Alias given to a newly registered version: letters, digits, `_` and `-`; not `latest`, nor `v1` and the like."""
     system_metrics: bool = True
     """Log memory, processor and disk use during training."""
+    diagnostics_rows: int = Field(200_000, ge=0)
+    """Training rows through which the table is looked into after training; 0 leaves its diagnostics out."""
 
     @model_validator(mode="after")
     def _alias_is_free(self) -> TrackingConfig:
@@ -170,8 +172,10 @@ class ExperimentConfig(Strict):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """Hash of everything that decides the result of a training: not where things lie or are tracked."""
-        parts = self.model_dump(mode="json", exclude={"workspace", "tracking", "gates"})
+        """Hash of what decides the result of a training: not where things lie, are tracked, or how work is divided."""
+        parts = self.model_dump(
+            mode="json", exclude={"workspace": True, "tracking": True, "gates": True, "train": {"distributed"}}
+        )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,32 +1,57 @@
-"""Shows what is on disk for an experiment: the data, its values a feature, the runs; or one bundle."""
+"""Shows what is on disk for an experiment (data, plan, runs), or what a model holds and how it uses its table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import ExperimentConfig
+from features.errors import ArtifactError, ConfigError
+from features.store import Store
+from pipelines.config import ExperimentConfig, load_config
 from pipelines.console import Console, bytes_text
+from pipelines.diagnostics import ROWS, Sample, data_sample, run_state, split_sample
 from pipelines.prepare import dropped_of, open_store
-from pipelines.workspace import runs_of
+from pipelines.table_page import show, table_page
+from pipelines.workspace import Run, run_at, runs_of, write_bytes
+from recsys.embeddings.diagnostics import Diagnostics, diagnose
+from recsys.embeddings.plan import EmbeddingPlan, plan_embedding
+from recsys.models import CTRModel
+from recsys.serving.bundle import Bundle, load_bundle
+from recsys.serving.registry import Registry, is_model_uri
+from recsys.serving.signature import column_types, output_names
 
 
-def inspect(config: ExperimentConfig, console: Console) -> dict[str, Any]:
-    """Show an experiment's prepared data and runs.
+def inspect(config: ExperimentConfig, console: Console, *, html: Path | None = None) -> dict[str, Any]:
+    """Show an experiment's prepared data, how its table would be used, and its runs.
+
+    Args:
+        config: The experiment.
+        console: Shows the tables.
+        html: Where to write the page about the table.
 
     Returns:
         store, digest, rows, label_means, dropped, features (distinct training values and the share of the most
-        frequent), runs.
+        frequent), table_bytes, plan (a line a feature), diagnostics (what follows from addresses, over all training
+        rows), html, runs.
     """
     store = open_store(config)
     rows = {split: store.rows(split) for split in ("train", "valid", "test")}
     console.table("prepared data", [{"split": split, "rows": count} for split, count in rows.items()])
     features = []
-    for name, (fingerprints, counts) in store.id_counts("train").items():
-        top = float(counts.max() / counts.sum()) if len(counts) else None
-        once = float((counts == 1).mean()) if len(counts) else None
+    counts = store.id_counts("train")
+    for name, (fingerprints, seen) in counts.items():
+        top = float(seen.max() / seen.sum()) if len(seen) else None
+        once = float((seen == 1).mean()) if len(seen) else None
         features.append({"feature": name, "values": len(fingerprints), "most_frequent": top, "seen_once": once})
     console.table("categorical features, training split", features)
+    plan = plan_embedding(store.layout, config.embedding, counts)
+    # addresses need no table: one of a row will do, whatever the plan asks for
+    outline = CTRModel(store.layout, replace(plan, rows=min(plan.rows, 1)), config.model)
+    found = diagnose(outline, counts, plan=plan)
+    _show_plan(plan, console)
+    shown = _show_diagnostics(config.name, plan, found, Sample.whole(counts, rows["train"], "train"), console, html)
     runs = [_describe(run) for run in runs_of(config)]
     console.table("runs", runs)
     return {
@@ -36,25 +61,77 @@ def inspect(config: ExperimentConfig, console: Console) -> dict[str, Any]:
         "label_means": store.manifest["label_means"],
         "dropped": dropped_of(store),
         "features": features,
+        "table_bytes": plan.table_bytes,
+        "plan": plan.summary(),
+        **shown,
         "runs": runs,
     }
 
 
-def inspect_bundle(folder: Path, console: Console) -> dict[str, Any]:
-    """Show a bundle: its plan, its size, its columns.
+def inspect_model(
+    target: str,
+    data: Sequence[str],
+    console: Console,
+    *,
+    tracking_uri: str,
+    html: Path | None = None,
+    rows: int = ROWS,
+    split: str = "train",
+) -> dict[str, Any]:
+    """Show what a model holds and, with data, how it uses its table.
+
+    Args:
+        target: `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or the folder of a bundle or of a run.
+        data: At most one: a folder of prepared data, or a file or glob of raw rows. A run has its own.
+        console: Shows the tables.
+        tracking_uri: Store of the registry.
+        html: Where to write the page about the table.
+        rows: Sample at most so many rows.
+        split: Of prepared data.
 
     Returns:
-        bundle, table_bytes, plan (a line a feature), inputs (type of each column), outputs, metrics (of validation).
-    """
-    from recsys.serving.bundle import load_bundle
-    from recsys.serving.signature import column_types, output_names
+        bundle, table_bytes, plan (a line a feature), inputs (type of each column), outputs, metrics (of validation),
+        diagnostics and html (None without data).
 
+    Raises:
+        ConfigError: More than one source of data is named, or a page is asked for and there is no data.
+        ArtifactError: There is no such model, or its data was prepared with another spec.
+        DataError: The data is absent or damaged, or lacks a column.
+    """
+    if len(data) > 1:
+        raise ConfigError(
+            "one source of data is enough",
+            field=target,
+            found=" ".join(data),
+            mend="give one folder, file or glob; key=value goes with a config only",
+        )
+    run = run_at(target)
+    folder = run.bundle if run else Path(target)
+    if is_model_uri(target):
+        folder = Registry(tracking_uri, create=False).bundle_of(target)
     bundle = load_bundle(folder)
     plan, spec = bundle.model.plan, bundle.pipeline.spec
-    console.table("embedding plan", plan.summary())
+    sample = None
+    if data:
+        sample = data_sample(bundle.pipeline, data[0], split, rows)
+    elif run:
+        sample = _own_sample(run, bundle, split, rows, console, html is not None)
+    elif html is not None:
+        raise ConfigError(
+            "a page about the table needs data to look at it through",
+            field="--html",
+            found=f"{target} alone",
+            mend="name a folder of prepared data, or a file of raw rows, after it",
+        )
+    _show_plan(plan, console)
     columns = column_types(spec)
     console.table("input columns", [{"column": name, "type": kind} for name, kind in columns.items()])
-    console.note(f"table {bytes_text(plan.table_bytes)}, outputs {', '.join(output_names(spec))}")
+    console.note(f"outputs {', '.join(output_names(spec))}")
+    shown: dict[str, Any] = {"diagnostics": None, "html": None}
+    if sample is not None:
+        found = diagnose(bundle.model, sample.counts, state=run_state(run) if run else None)
+        name = f"{run.folder.resolve().parent.parent.name}, run {run.name}" if run else target
+        shown = _show_diagnostics(name, plan, found, sample, console, html)
     return {
         "bundle": str(folder),
         "table_bytes": plan.table_bytes,
@@ -62,10 +139,41 @@ def inspect_bundle(folder: Path, console: Console) -> dict[str, Any]:
         "inputs": columns,
         "outputs": output_names(spec),
         "metrics": bundle.description["metrics"],
+        **shown,
     }
 
 
-def _describe(run: Any) -> dict[str, Any]:
+def _own_sample(run: Run, bundle: Bundle, split: str, rows: int, console: Console, required: bool) -> Sample | None:
+    """The prepared data of a run; None if it cannot be used and is not required."""
+    try:
+        store = Store.open(load_config(run.folder / "config.yaml").store_folder, spec=bundle.pipeline.spec)
+        return split_sample(store, split, rows)
+    except ArtifactError as error:
+        if required:
+            raise
+        console.note(f"the run's data cannot be used, so its table is not looked into: {error}")
+        return None
+
+
+def _show_plan(plan: EmbeddingPlan, console: Console) -> None:
+    console.table("embedding plan", plan.summary())
+    console.note(f"table of {plan.rows:,} rows x {plan.width}, {bytes_text(plan.table_bytes)} with its index")
+
+
+def _show_diagnostics(
+    name: str, plan: EmbeddingPlan, found: Diagnostics, sample: Sample, console: Console, html: Path | None
+) -> dict[str, Any]:
+    show(found, sample.text, console)
+    if html is not None:
+        write_bytes(html, table_page(name, found, sample.text, plan.summary()).encode())
+        console.note(f"page: {html}")
+    return {
+        "diagnostics": {"sample": sample.text, **found.to_json()},
+        "html": None if html is None else str(html),
+    }
+
+
+def _describe(run: Run) -> dict[str, Any]:
     trained = run.read("train.json") if run.trained else {}
     evaluated = run.read("evaluation.json") if (run.folder / "evaluation.json").is_file() else {"metrics": {}}
     return {

@@ -31,6 +31,8 @@ class ProgressListener:
     def on_step(self, step: int, values: dict[str, float]) -> None:
         """Move the bar."""
         self._loss = f"loss {values['train/loss']:.4f}"
+        if skipped := values["train/skipped_steps"]:
+            self._loss += f", {skipped:,.0f} steps skipped"
         if self._task:
             self._task.update(step, self._loss)
 
@@ -41,8 +43,10 @@ class ProgressListener:
         self._console.note(f"epoch {epoch}: " + ", ".join(f"{name} {value:.5f}" for name, value in values.items()))
 
     def on_end(self, result: TrainResult) -> None:
-        """Close the bar."""
+        """Close the bar; say what was left out."""
         self.close()
+        if result.skipped_steps:
+            self._console.note(f"{result.skipped_steps:,} steps were skipped: their loss or gradient was not finite")
 
     def close(self) -> None:
         """Give the terminal back; also after an error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from features.store import Store
@@ -40,9 +41,12 @@ class MlflowListener:
 
     def on_end(self, result: TrainResult) -> None:
         """Send the rest and the speed."""
-        self._hold(
-            {"train/examples_per_second": result.examples_per_second, "best_epoch": result.best_epoch}, result.steps
-        )
+        values = {
+            "train/examples_per_second": result.examples_per_second,
+            "train/skipped_steps": result.skipped_steps,
+            "best_epoch": result.best_epoch,
+        }
+        self._hold(values, result.steps)
         self.flush()
 
     def flush(self) -> None:
@@ -74,6 +78,15 @@ def begin(registry: Registry, config: ExperimentConfig, run: Run, store: Store) 
     for name in ("manifest.json", "spec.json"):
         registry.log_files(run_id, config.store_folder / name, "data")
     return run_id
+
+
+def log_warm_start(registry: Registry, run_id: str, run: Run, started: Mapping[str, Any]) -> None:
+    """Tell what a training started from, before its first step."""
+    names = ("auc", "logloss", "old_auc", "old_logloss")
+    rows = [(f"warm_start/{name}", started[name], 0) for name in names if started[name] is not None]
+    rows.append(("warm_start/lookups_kept", started["report"]["lookups_kept"], 0))
+    registry.log_metrics(run_id, rows)
+    registry.log_files(run_id, run.folder / "warm_start.json")
 
 
 def _params(config: ExperimentConfig) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from recsys.embeddings.addressing import HASH_VERSION
 from recsys.embeddings.config import ChunksConfig, EmbeddingConfig, ExactConfig
+from recsys.embeddings.kernel import make_table
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan, plan_embedding
-from recsys.embeddings.table import FbgemmTable, Table, TableOptimizer, TorchTable
+from recsys.embeddings.table import Table, TableOptimizer
 
 __all__ = [
     "HASH_VERSION",
@@ -12,11 +13,10 @@ __all__ = [
     "EmbeddingConfig",
     "EmbeddingPlan",
     "ExactConfig",
-    "FbgemmTable",
     "FeaturePlan",
     "MultiplexedEmbedding",
     "Table",
     "TableOptimizer",
-    "TorchTable",
+    "make_table",
     "plan_embedding",
 ]

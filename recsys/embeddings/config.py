@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from features.validation import Strict
+from recsys.embeddings.formats import FormatName
+from recsys.embeddings.kernel import KernelName
 
 Chunks = Annotated[int, Field(ge=0, le=64)]
 
@@ -59,7 +61,9 @@ class EmbeddingConfig(Strict):
     """multiplexed: all features hash into one shared region; hashed: every feature hashes into rows of its own;
     collisionless: every value seen in training has a row, unseen values share one row a feature."""
     width: int = Field(16, ge=1, le=1024)
-    """Floats in a row."""
+    """Values in a row."""
+    format: FormatName = "fp32"
+    """How a row is stored, trained and served: fp32, bf16, fp16, or int8, int4 and int2 codes with a scale a row."""
     rows: int = Field(100_000, ge=1, lt=2**31)
     """Rows that ids hash into: the shared region, or for `hashed` all features' rows together."""
     split: Literal["proportional", "sqrt", "equal"] = "proportional"
@@ -74,5 +78,5 @@ class EmbeddingConfig(Strict):
     """Another seed draws all hashes anew; small tables differ by some .001 AUC from one draw to another."""
     init_scale: float = Field(0.05, gt=0)
     """Rows start uniform in [-init_scale, init_scale]."""
-    kernel: Literal["auto", "torch", "fbgemm"] = "auto"
-    """auto: the faster on a CPU, which is torch."""
+    kernel: KernelName = "auto"
+    """What computes lookups and updates; auto: the fastest on a CPU, which is numba."""

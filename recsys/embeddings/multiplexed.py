@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from features.errors import ConfigError
 from recsys.embeddings.addressing import Addresser, Lookup, Segment
 from recsys.embeddings.hot import HotRegion
+from recsys.embeddings.kernel import KernelName, make_table
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
-from recsys.embeddings.table import Table, TableOptimizer, TorchTable, make_table
+from recsys.embeddings.table import Table, TableOptimizer
+from recsys.embeddings.torch_table import TorchTable
 
 
 class MultiplexedEmbedding(nn.Module):
@@ -25,7 +27,8 @@ class MultiplexedEmbedding(nn.Module):
         plan: where every feature's rows lie.
         poolings: "sum" or "mean" for each bag feature, in order.
         optimizer: the table's optimizer.
-        kernel: auto, torch or fbgemm.
+        kernel: auto, torch, numba or fbgemm.
+        table: made for this plan; made here, from optimizer and kernel, when left out.
     """
 
     exact_keys: Tensor
@@ -37,7 +40,8 @@ class MultiplexedEmbedding(nn.Module):
         poolings: tuple[str, ...] = (),
         *,
         optimizer: TableOptimizer | None = None,
-        kernel: str = "auto",
+        kernel: KernelName = "auto",
+        table: Table | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -49,13 +53,15 @@ class MultiplexedEmbedding(nn.Module):
         self.single_lookups = sum(f.chunks for f in self.singles)
         self.address = Addresser([x for i, f in enumerate(self.singles) for x in _lookups(f, i)], plan.hash_seed)
         self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
-        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel)
+        if table is None:
+            table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
+        self.table: Table = table
         if plan.hot_slots and not isinstance(self.table, TorchTable):
             raise ConfigError(
                 "the hot region needs the gradient of every lookup, which the fbgemm kernel keeps to itself",
                 field="embedding.hot.features",
                 found=", ".join(f.name for f in plan.features if f.hot_slots),
-                mend="leave it empty, or set embedding.kernel to torch",
+                mend="leave it empty, or set embedding.kernel to auto",
             )
         self._watched: list[_Watched] = []
 
@@ -75,6 +81,7 @@ class MultiplexedEmbedding(nn.Module):
         flat = [rows.flatten(), *(r.flatten() for r in bag_rows)]
         vectors = self.table(torch.cat(flat) if len(flat) > 1 else flat[0])
         if self.plan.hot_slots and self.training and torch.is_grad_enabled():
+            vectors.retain_grad()
             self._watched.append(_Watched(vectors, ids, bag_values, bag_lengths))
         if not bag_rows:
             return vectors.view(batch, self.single_lookups * width)
@@ -96,6 +103,12 @@ class MultiplexedEmbedding(nn.Module):
             for address, v in zip(self.address_bags, values, strict=True)
         ]
 
+    def rows_of(self, feature: str, fingerprints: Tensor) -> Tensor:
+        """The rows [n, chunks] int32 that values [n] int64 of one feature read."""
+        f = next(f for f in self.plan.features if f.name == feature)
+        address = Addresser(_lookups(f, 0), self.plan.hash_seed)
+        return cast(Tensor, address(fingerprints.unsqueeze(1), self.exact_keys, self.hot_keys))
+
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """One optimizer step of the table, then one of the hot region: ids that earned a slot take it over.
 
@@ -112,6 +125,11 @@ class MultiplexedEmbedding(nn.Module):
         if len(source):
             assert isinstance(self.table, TorchTable)
             self.table.hand_over(source, target)
+
+    def discard(self) -> None:
+        """Forgets the lookups since the last step: neither table nor hot region change."""
+        self.table.discard()
+        self._watched = []
 
     @functools.cached_property
     def hot(self) -> HotRegion | None:
@@ -150,7 +168,7 @@ class _Watched(NamedTuple):
     """A lookup of the training step under way."""
 
     vectors: Tensor
-    """[n, width] of all lookups; a leaf, so that backward leaves the gradient of each in its `.grad`."""
+    """[n, width] of all lookups; backward leaves the gradient of each in its `.grad`."""
     ids: Tensor
     bag_values: Tensor
     bag_lengths: Tensor

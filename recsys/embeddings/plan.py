@@ -18,6 +18,7 @@ from features.errors import ArtifactError, ConfigError, nearest
 from features.layout import Layout
 from recsys.embeddings.addressing import HASH_VERSION, NO_OWNER, WAYS, exact_key
 from recsys.embeddings.config import EmbeddingConfig
+from recsys.embeddings.formats import FormatName, RowFormat
 from recsys.embeddings.hot import most_frequent
 
 HOT_KEY_BYTES = 4
@@ -67,6 +68,7 @@ class EmbeddingPlan:
     features: tuple[FeaturePlan, ...]
     """Single-valued features in layout order, then bags in layout order."""
     init_scale: float
+    format: FormatName = "fp32"
     hash_seed: int = 0
     hash_version: int = HASH_VERSION
     key_bits: int = 32
@@ -88,6 +90,11 @@ class EmbeddingPlan:
         return sum(f.values for f in self.features if f.region == "exact")
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a stored row, its scale included."""
+        return RowFormat(self.format, self.width).row_bytes
+
+    @property
     def hot_slots(self) -> int:
         """Entries of the hot index."""
         return sum(f.hot_slots for f in self.features)
@@ -104,8 +111,8 @@ class EmbeddingPlan:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of everything indexed by ids: fp32 rows, the exact and the hot index."""
-        return self.rows * self.width * 4 + self.exact_values * self.key_bits // 8 + self.hot_slots * HOT_KEY_BYTES
+        """Bytes of everything indexed by ids: rows, their scales, the exact and the hot index."""
+        return self.rows * self.row_bytes + self.exact_values * self.key_bits // 8 + self.hot_slots * HOT_KEY_BYTES
 
     def summary(self) -> list[dict[str, Any]]:
         """One line a feature: region, distinct values, chunks, width, hot slots, rows in reach, bytes of its own."""
@@ -125,7 +132,7 @@ class EmbeddingPlan:
                     "width": f.chunks * self.width,
                     "hot_slots": f.hot_slots,
                     "rows": exact_rows or (f.span + hot_rows if f.chunks else 0),
-                    "bytes": own * self.width * 4 + index,
+                    "bytes": own * self.row_bytes + index,
                 }
             )
         return lines
@@ -137,6 +144,7 @@ class EmbeddingPlan:
             "width": self.width,
             "rows": self.rows,
             "init_scale": self.init_scale,
+            "format": self.format,
             "hash_seed": self.hash_seed,
             "hash_version": self.hash_version,
             "key_bits": self.key_bits,
@@ -167,6 +175,7 @@ class EmbeddingPlan:
             data["rows"],
             features,
             data["init_scale"],
+            data["format"],
             data["hash_seed"],
             key_bits=data["key_bits"],
             hot_half_life=data["hot_half_life"],
@@ -255,6 +264,7 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         rows=end,
         features=tuple(features),
         init_scale=config.init_scale,
+        format=config.format,
         hash_seed=config.hash_seed,
         key_bits=keys.itemsize * 8,
         exact_keys=keys,

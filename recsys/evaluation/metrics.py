@@ -94,8 +94,22 @@ def logloss(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | 
     0.6931
     """
     y, p, w = _columns(labels, probabilities, weight)
-    p = p.clip(_CLIP, 1 - _CLIP)
-    return _mean(-(y * np.log(p) + (1 - y) * np.log1p(-p)), w)
+    return _mean(row_losses(y, p), w)
+
+
+def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Binary cross-entropy of every row, in nats; probabilities are kept 1e-12 away from 0 and 1.
+
+    Args:
+        labels: [N] float64 in {0, 1}.
+        probabilities: [N] float64.
+
+    Returns:
+        [N].
+    """
+    p = probabilities.clip(_CLIP, 1 - _CLIP)
+    losses: np.ndarray = -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
+    return losses
 
 
 def normalised_entropy(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None) -> float:

@@ -1,26 +1,32 @@
-"""The pictures of an evaluation: ROC, reliability curve, learning curves; in a light and a dark theme.
+"""The pictures of an evaluation: ROC, reliability curve, learning curves; and how any picture is made.
 
-Figures are made without pyplot, so nothing is global and no display is needed.
+Figures are made without pyplot, so nothing is global and no display is needed. Each comes in a light and a dark theme.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from features.errors import UndefinedMetricError
 from recsys.evaluation.metrics import reliability_curve, roc_curve
 
 ROC_POINTS = 400
 """Points a drawn ROC keeps: more cannot be seen."""
+
+Place = Literal["lower right", "upper right", "upper left", "best", "above"]
+Grid = Literal["both", "x", "y", "none"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Picture:
         caption: What it shows, in a sentence.
         light: SVG for a light page.
         dark: SVG for a dark page.
-        png: For viewers without SVG, on a white ground.
+        png: For viewers without SVG, on a white ground; empty if not asked for.
     """
 
     name: str
@@ -54,6 +60,14 @@ class Picture:
     light: bytes
     dark: bytes
     png: bytes
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes NAME.svg, NAME-dark.svg and NAME.png into a folder, which is made if need be; returns them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{self.name}{end}" for end in (".svg", "-dark.svg", ".png")]
+        for file, content in zip(files, (self.light, self.dark, self.png), strict=True):
+            file.write_bytes(content)
+        return files
 
 
 def roc_picture(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Picture:
@@ -73,9 +87,9 @@ def roc_picture(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Picture
         for (name, (false, true)), colour in zip(curves.items(), theme.series, strict=False):
             axes.plot(false, true, color=colour, label=name, linewidth=1.8)
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.005))
-        _legend(axes, theme, "lower right")
+        legend(axes, theme, "lower right")
 
-    return _picture("roc", "ROC: the share of positives found at each share of negatives let through.", draw)
+    return picture("roc", "ROC: the share of positives found at each share of negatives let through.", draw)
 
 
 def reliability_picture(
@@ -104,10 +118,10 @@ def reliability_picture(
                 linewidth=1.2,
             )
         axes.set(xlabel="predicted rate", ylabel="observed rate", xlim=(0, top), ylim=(0, top))
-        _legend(axes, theme, "upper left")
+        legend(axes, theme, "upper left")
 
     caption = "Reliability: on the diagonal the predicted rate is the observed one."
-    return _picture("reliability", caption, draw)
+    return picture("reliability", caption, draw)
 
 
 def learning_picture(history: Sequence[Mapping[str, float]], best_epoch: int) -> Picture:
@@ -140,26 +154,37 @@ def learning_picture(history: Sequence[Mapping[str, float]], best_epoch: int) ->
         if has_auc:
             right = axes.twinx()
             line(right, "valid/auc", "validation AUC", theme.series[2])
-            _style(right, theme)
+            _style(right, theme, "none")
             right.set_ylabel("AUC")
-            right.grid(False)
-            handles = [*axes.get_lines()[1:], *right.get_lines()]
-            # Above the axes: three lines that cross leave no empty corner.
-            axes.legend(
-                handles=handles,
-                frameon=False,
-                labelcolor=theme.text,
-                loc="lower center",
-                bbox_to_anchor=(0.5, 1),
-                ncols=3,
-                columnspacing=1,
-                handlelength=1.4,
-                fontsize=9,
-            )
+            # Three lines that cross leave no empty corner.
+            legend(axes, theme, "above", [*axes.get_lines()[1:], *right.get_lines()])
         else:
-            _legend(axes, theme, "best")
+            legend(axes, theme, "best")
 
-    return _picture("learning", "Learning curves; the dashed line marks the epoch that was kept.", draw)
+    return picture("learning", "Learning curves; the dashed line marks the epoch that was kept.", draw)
+
+
+def frontier_picture(name: str, series: Mapping[str, Sequence[tuple[float, float]]], caption: str) -> Picture:
+    """Quality against size: AUC over bytes on a logarithmic axis, a line a method.
+
+    Args:
+        name: File name without an ending.
+        series: (bytes, AUC) by method; the first method is drawn thicker.
+        caption: What it shows.
+    """
+    markers = "os^Dv"
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for i, (method, points) in enumerate(series.items()):
+            x, y = zip(*sorted(points), strict=True)
+            # colours come round again with another marker
+            colour, marker = theme.series[i % len(theme.series)], markers[i // len(theme.series) % len(markers)]
+            axes.plot(x, y, color=colour, marker=marker, label=method, markersize=5, linewidth=2 if i == 0 else 1.2)
+        axes.set(xlabel="bytes of the table", ylabel="test AUC", xscale="log")
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
+        axes.legend(frameon=False, labelcolor=theme.text, loc="best", fontsize=8)
+
+    return picture(name, caption, draw)
 
 
 def pictures_of(
@@ -186,37 +211,87 @@ def pictures_of(
     return pictures
 
 
-def _picture(name: str, caption: str, draw: Callable[[Axes, Theme], None]) -> Picture:
-    return Picture(name, caption, _render(draw, LIGHT, "svg"), _render(draw, DARK, "svg"), _render(draw, LIGHT, "png"))
+def picture(
+    name: str,
+    caption: str,
+    draw: Callable[[Axes, Theme], None],
+    *,
+    size: tuple[float, float] = (5.2, 3.9),
+    grid: Grid = "both",
+    png: bool = True,
+) -> Picture:
+    """Makes a picture.
+
+    Args:
+        name: File name without an ending.
+        caption: What it shows, in a sentence.
+        draw: Draws into the axes with no colours but the theme's.
+        size: Inches.
+        grid: Lines across which axis.
+        png: Whether to make one too.
+    """
+    light = _render(draw, "svg", size, grid)
+    return Picture(name, caption, light, _darkened(light), _render(draw, "png", size, grid) if png else b"")
 
 
-def _render(draw: Callable[[Axes, Theme], None], theme: Theme, kind: str) -> bytes:
+def legend(axes: Axes, theme: Theme, place: Place, handles: Sequence[Artist] | None = None) -> None:
+    """A legend inside the axes or above them.
+
+    Args:
+        axes: Where.
+        theme: Colours the text.
+        place: Where.
+        handles: What it names; all that has a label when left out.
+    """
+    layout: dict[str, Any] = {"loc": place}
+    if place == "above":
+        layout = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 9}
+        layout |= {"columnspacing": 1, "handlelength": 1.4}
+    named = axes.get_legend_handles_labels()[0] if handles is None else handles
+    axes.legend(handles=named, frameon=False, labelcolor=theme.text, **layout)
+
+
+def _render(
+    draw: Callable[[Axes, Theme], None],
+    kind: Literal["svg", "png"],
+    size: tuple[float, float],
+    grid: Grid,
+) -> bytes:
     # A fixed salt and no date: the same figures give the same file.
     with mpl.rc_context(
         {"svg.hashsalt": "recsys", "font.size": 10, "svg.fonttype": "none", "font.family": "sans-serif"}
     ):
-        figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        draw(axes, theme)
-        _style(axes, theme)
+        draw(axes, LIGHT)
+        _style(axes, LIGHT, grid)
         out = io.BytesIO()
         metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
         figure.savefig(out, format=kind, transparent=kind == "svg", dpi=130, metadata=metadata)
     return out.getvalue()
 
 
-def _style(axes: Axes, theme: Theme) -> None:
+def _darkened(svg: bytes) -> bytes:
+    """The picture in the dark theme's colours; drawing it again would cost as much as the first time."""
+    dark = dict(zip(_colours(LIGHT), _colours(DARK), strict=True))
+    return re.sub(rb"#[0-9a-f]{6}", lambda match: dark.get(match[0], match[0]), svg)
+
+
+def _colours(theme: Theme) -> list[bytes]:
+    return [colour.encode() for colour in (theme.text, theme.faint, *theme.series)]
+
+
+def _style(axes: Axes, theme: Theme, grid: Grid = "both") -> None:
     axes.tick_params(colors=theme.text, labelsize=9)
     axes.xaxis.label.set_color(theme.text)
     axes.yaxis.label.set_color(theme.text)
-    axes.grid(color=theme.faint, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.grid(False)
+    if grid != "none":
+        axes.grid(axis=grid, color=theme.faint, linewidth=0.5, alpha=0.6)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.faint)
-
-
-def _legend(axes: Axes, theme: Theme, place: Literal["lower right", "upper left", "best"]) -> None:
-    axes.legend(frameon=False, labelcolor=theme.text, loc=place)
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,7 +148,7 @@ th{color:var(--soft);font-weight:600;white-space:nowrap}
 tbody tr:last-child td{border-bottom:0}
 .num{text-align:right;white-space:nowrap}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem;margin-top:1rem}
-figure{margin:0}
+figure{margin:0;max-width:36rem}
 img{width:100%;height:auto;display:block}
 figcaption{color:var(--soft);font-size:.85rem;margin-top:.3rem}
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError
 from features.layout import Layout
+from recsys.embeddings.baselines.base import BaselineEmbedding
+from recsys.embeddings.kernel import KernelName
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.embeddings.table import TableOptimizer
+from recsys.models.axes import Axes, Axis
 from recsys.models.config import ModelConfig
 from recsys.models.dcn import VectorCross
 from recsys.models.dcnv2 import MatrixCross
@@ -33,6 +37,8 @@ class CTRModel(nn.Module):
         seed: of all initial weights.
         optimizer: the table's optimizer.
         kernel: the table's kernel.
+        embedding: made for this plan, and given its initial weights here; made here, from optimizer and kernel, when
+            left out.  Or a baseline, for comparison, in its place: of the same width, with its own initial weights.
     """
 
     def __init__(
@@ -43,12 +49,15 @@ class CTRModel(nn.Module):
         *,
         seed: int = 0,
         optimizer: TableOptimizer | None = None,
-        kernel: str = "auto",
+        kernel: KernelName = "auto",
+        embedding: MultiplexedEmbedding | BaselineEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.layout = layout
         self.config = config
         self.plan = plan
+        self.autocast = False
+        """Whether the products of the network are computed in bf16 while it trains; set by the trainer."""
         inputs = plan.output_width + len(layout.dense_names) + sum(layout.vector_sizes)
         if inputs == 0:
             raise ConfigError(
@@ -58,11 +67,16 @@ class CTRModel(nn.Module):
                 mend="give some feature a chunk, or add a number feature",
             )
         generator = torch.Generator().manual_seed(seed)
-        self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
-        self.embedding.table.initialise(plan.init_scale, generator)
+        if isinstance(embedding, BaselineEmbedding):
+            self.embedding = cast(MultiplexedEmbedding, embedding)
+        else:
+            if embedding is None:
+                embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
+            self.embedding = embedding
+            self.embedding.table.initialise(plan.init_scale, generator)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            self.cross: nn.Module | None = None
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
+            self.cross: VectorCross | MatrixCross | None = None
             if config.interaction == "dcn":
                 self.cross = VectorCross(inputs, config.cross_layers)
             elif config.interaction == "dcnv2":
@@ -91,6 +105,16 @@ class CTRModel(nn.Module):
         parts = [self.embedding(ids, bag_values, bag_lengths)] if self.plan.lookups else []
         parts += [part for part in (dense, vectors) if part.shape[1]]
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        if self.autocast and self.training:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                x = self._interact(x)
+        else:
+            x = self._interact(x)
+        logits: Tensor = self.head(x.float())
+        return logits
+
+    def _interact(self, x: Tensor) -> Tensor:
+        """What the head reads [B, head inputs], from the embeddings and the dense inputs [B, inputs]."""
         streams: list[Tensor] = []
         if self.cross is not None:
             crossed = self.cross(x)
@@ -100,8 +124,7 @@ class CTRModel(nn.Module):
                 streams.append(crossed)
         if self.deep is not None:
             streams.append(self.deep(x))
-        logits: Tensor = self.head(torch.cat(streams, 1) if len(streams) > 1 else streams[0])
-        return logits
+        return torch.cat(streams, 1) if len(streams) > 1 else streams[0]
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, tasks] logits of a batch."""
@@ -112,10 +135,45 @@ class CTRModel(nn.Module):
         """The parameters of the network, without the table, by name."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
 
+    def first_layers(self) -> dict[str, Tensor]:
+        """The weights [O, inputs] of the layers that read the embeddings, by name: cross, deep; else head."""
+        stacked = self.cross is not None and self.config.structure == "stacked"
+        parts = {"cross": self.cross, "deep": None if stacked or not self.config.hidden else self.deep}
+        layers = {name: _first_linear(part) for name, part in parts.items() if part is not None}
+        return layers or {"head": self.head.weight.detach()}
+
+    def axes(self) -> Axes:
+        """Names of the places along the axes of every parameter of the network, in the order of `dense_parameters`.
+
+        A place of the input is named by its feature, chunk and position, so that it is the same in every model.
+        """
+        inputs: list[Hashable] = [
+            (f.name, chunk, i) for f in self.plan.features for chunk in range(f.chunks) for i in range(self.plan.width)
+        ]
+        inputs += [(name,) for name in self.layout.dense_names]
+        sizes = zip(self.layout.vector_names, self.layout.vector_sizes, strict=True)
+        inputs += [(name, i) for name, size in sizes for i in range(size)]
+        parts: dict[str, Axes] = {}
+        outputs: list[Hashable] = []
+        x: Axis = inputs
+        if self.cross is not None:
+            parts["cross"], crossed = self.cross.axes(x)
+            if self.config.structure == "stacked" and self.deep is not None:
+                x = crossed
+            else:
+                outputs += crossed
+        if self.deep is not None:
+            parts["deep"], hidden = self.deep.axes(x)
+            outputs += hidden
+        tasks = self.layout.label_names or ("",)
+        parts["head"] = {"weight": (tasks, outputs), "bias": (tasks,)}
+        axes = {f"{part}.{name}": names for part, own in parts.items() for name, names in own.items()}
+        return {name: axes[name] for name in self.dense_parameters()}
+
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors that make up the model, by name: network, table, exact and hot index."""
+        """The tensors that make up the model, by name: network, table as it is stored, exact and hot index."""
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
-        out["table"] = self.embedding.table.weights()
+        out["table"] = self.embedding.table.stored()
         out["exact_keys"] = self.embedding.exact_keys
         out["hot_keys"] = self.embedding.hot_keys
         return out
@@ -137,4 +195,11 @@ class CTRModel(nn.Module):
                     expected=f"{own.dtype} {tuple(own.shape)}",
                     mend="use the config the weights were trained with",
                 )
-            own.copy_(given)
+            if name == "table":
+                self.embedding.table.load_stored(given)
+            else:
+                own.copy_(given)
+
+
+def _first_linear(part: nn.Module) -> Tensor:
+    return next(m for m in part.modules() if isinstance(m, nn.Linear)).weight.detach()

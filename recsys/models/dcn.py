@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recsys.models.axes import Axes, Axis, unit_names
 from recsys.models.linear import Linear
 
 
@@ -21,6 +22,11 @@ class VectorCross(nn.Module):
         self.weights = nn.ModuleList(Linear(inputs, 1, bias=False) for _ in range(layers))
         self.biases = nn.ParameterList(torch.zeros(inputs) for _ in range(layers))
         self.output_width = inputs
+
+    def axes(self, inputs: Axis) -> tuple[Axes, Axis]:
+        """Names along its parameters' axes and of its outputs, from those of its inputs."""
+        axes: Axes = {f"weights.{i}.weight": (unit_names(f"cross {i}", 1), inputs) for i in range(len(self.weights))}
+        return axes | {f"biases.{i}": (inputs,) for i in range(len(self.biases))}, inputs
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, I] -> [B, I]."""

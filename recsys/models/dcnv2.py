@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from recsys.models.axes import Axes, Axis, unit_names
 from recsys.models.linear import Linear
 
 
@@ -25,6 +26,19 @@ class MatrixCross(nn.Module):
             for _ in range(layers)
         )
         self.output_width = inputs
+        self._low_rank = low_rank
+
+    def axes(self, inputs: Axis) -> tuple[Axes, Axis]:
+        """Names along its parameters' axes and of its outputs, from those of its inputs."""
+        axes: Axes = {}
+        for i in range(len(self.layers)):
+            if self._low_rank is None:
+                axes |= {f"layers.{i}.weight": (inputs, inputs), f"layers.{i}.bias": (inputs,)}
+            else:
+                middle = unit_names(f"cross {i}", self._low_rank)
+                axes |= {f"layers.{i}.0.weight": (middle, inputs), f"layers.{i}.1.weight": (inputs, middle)}
+                axes[f"layers.{i}.1.bias"] = (inputs,)
+        return axes, inputs
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, I] -> [B, I]."""

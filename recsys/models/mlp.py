@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from recsys.models.axes import Axes, Axis, unit_names
 from recsys.models.linear import Linear
 
 
@@ -29,6 +30,16 @@ class MLP(nn.Module):
             width = units
         self.layers = nn.Sequential(*layers)
         self.output_width = width
+
+    def axes(self, inputs: Axis) -> tuple[Axes, Axis]:
+        """Names along its parameters' axes and of its outputs, from those of its inputs."""
+        axes: Axes = {}
+        linear = [(place, layer) for place, layer in enumerate(self.layers) if isinstance(layer, Linear)]
+        for number, (place, layer) in enumerate(linear):
+            outputs = unit_names(f"hidden {number}", layer.out_features)
+            axes |= {f"layers.{place}.weight": (outputs, inputs), f"layers.{place}.bias": (outputs,)}
+            inputs = outputs
+        return axes, inputs
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, I] -> [B, O]."""

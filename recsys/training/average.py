@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from recsys.embeddings.table import RowAverage
+from recsys.embeddings.average import RowAverage
+from recsys.embeddings.torch_table import TorchTable
 from recsys.models.ctr import CTRModel
 
 
@@ -29,7 +30,9 @@ class ModelAverage:
         self._network = {name: torch.zeros_like(p, requires_grad=False) for name, p in model.dense_parameters().items()}
         self._steps = torch.zeros((), dtype=torch.int32)
         table = model.embedding.table
-        self._rows = table.average = RowAverage(table.weights(), decay)
+        assert isinstance(table, TorchTable)
+        self._table = table
+        self._rows = table.average = RowAverage(table.rows, table.width, decay)
 
     def state(self) -> dict[str, Tensor]:
         """The live state tensors by name."""
@@ -49,13 +52,17 @@ class ModelAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, the model holds the averaged weights; after, its own again."""
-        own = {name: t.clone() for name, t in self._model.tensors().items()}
-        averaged = dict(own)
+        table, parameters = self._table, self._model.dense_parameters()
+        own_table, own = table.weight.clone(), {name: p.detach().clone() for name, p in parameters.items()}
         gathered = 1 - self.decay ** int(self._steps)
-        averaged.update({f"network.{name}": t / gathered for name, t in self._network.items()})
-        averaged["table"] = self._rows.materialise(own["table"])
-        self._model.load_tensors(averaged)
+        with torch.no_grad():
+            table.assign(None, self._rows.materialise(table.values()))
+            for name, parameter in parameters.items():
+                parameter.copy_(self._network[name] / gathered)
         try:
             yield
         finally:
-            self._model.load_tensors(own)
+            with torch.no_grad():
+                table.weight.copy_(own_table)
+                for name, parameter in parameters.items():
+                    parameter.copy_(own[name])

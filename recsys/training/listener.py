@@ -15,7 +15,8 @@ class TrainingListener(Protocol):
         """Training begins at `step` (above 0 when it resumes)."""
 
     def on_step(self, step: int, values: dict[str, float]) -> None:
-        """Every `log_steps` steps: `train/loss` (mean since the last report) and `train/learning_rate`."""
+        """Every `log_steps` steps: `train/loss` (mean since the last report; NaN if all were skipped),
+        `train/learning_rate` and `train/skipped_steps` (so far)."""
 
     def on_epoch(self, epoch: int, step: int, values: dict[str, float]) -> None:
         """After an epoch (from 1): `train/epoch_loss` and the validation metrics as `valid/NAME`."""

@@ -67,3 +67,17 @@ def test_child_that_fails_or_mumbles_is_an_error() -> None:
         child([sys.executable, "-c", "raise SystemExit(3)"], {}, threads=1)
     with pytest.raises(RuntimeError, match="did not end with a line of JSON"):
         child([sys.executable, "-c", "print('hello')"], {}, threads=1)
+
+
+def test_parts_can_be_measured_alone() -> None:
+    seen: list[Settings] = []
+
+    def measure(settings: Settings) -> Outcome:
+        seen.append(settings)
+        return outcome(2.0)
+
+    main("speed", measure, ["--only", "b"], parts=("a", "b"))
+    main("speed", measure, [], parts=("a", "b"))
+    assert [list(settings.parts) for settings in seen] == [["b"], []]
+    with pytest.raises(SystemExit):
+        main("speed", measure, ["--only", "c"], parts=("a", "b"))

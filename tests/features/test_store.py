@@ -213,6 +213,10 @@ def test_verify_sees_a_changed_byte(copy):
         Store.open(copy).verify()
 
 
+def other_fingerprint(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint_version": 7}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -223,6 +227,7 @@ def test_verify_sees_a_changed_byte(copy):
         (lambda f: (f / "manifest.json").write_text("{"), "cannot be read"),
         (lambda f: (f / "manifest.json").write_text("[]"), "damaged"),
         (lambda f: (f / "manifest.json").write_text('{"version": 9}'), "version of the prepared data"),
+        (lambda f: other_fingerprint(f / "manifest.json"), r"of the fingerprint.*version 7\. Expected: 1.*prepare"),
         (lambda f: (f / "spec.json").unlink(), "file is missing"),
         (lambda f: shutil.rmtree(f / "pipeline"), "file is missing"),
         (lambda f: shutil.rmtree(f), "no prepared data"),

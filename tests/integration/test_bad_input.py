@@ -157,6 +157,38 @@ def test_settings_that_do_not_go_together_begin_no_run(world: Any, recsys: Recsy
     assert not (world.folder / "work" / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("embedding.chunks.default=64", "embedding.width=1024"), ("embedding.chunks", "network of", "low_rank")),
+        (("train.batch_size=1000000000000",), ("train.batch_size", "a batch", "lower it")),
+    ],
+)
+def test_what_is_beyond_memory_begins_no_run(
+    world: Any, recsys: Recsys, overrides: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert recsys("prepare", world.config).code == 0
+    for more in ((), ("--dry-run",)):
+        refused(recsys("train", world.config, *overrides, *more), "would not fit into memory", *words)
+    table = ("embedding.rows=2000000000", "embedding.width=1024")
+    refused(recsys("train", world.config, *table), "embedding.rows", "8,192 GB", "available")
+    assert not (world.folder / "work" / "small" / "runs").exists()
+
+
+def test_numbers_that_are_not_finite_stop_a_training_after_the_number_stated(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    rates = ("train.table_optimizer=sgd", "train.table_learning_rate=1.0e30", "train.max_skipped_steps=4")
+    refused(recsys("train", world.config, *rates, "train.epochs=50"), "4 steps in a row", "gradient norm", "clip_norm")
+    assert world.leftovers() == []
+
+
+def test_ids_of_another_fingerprint(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    manifest = world.store / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint_version": 0}))
+    refused(recsys("train", world.config), "another version of the fingerprint", "recsys prepare")
+
+
 def test_train_before_prepare(world: Any, recsys: Recsys) -> None:
     refused(recsys("train", world.config), "recsys prepare")
 
@@ -295,3 +327,48 @@ def test_columns_that_cannot_be_kept(
 def test_demo_elsewhere_than_in_the_repository(recsys: Recsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     refused(recsys("demo"), "configs/synthetic.yaml", "root of the repository")
+
+
+def test_inspect_a_model_with_data_that_does_not_fit(world: Any, recsys: Recsys) -> None:
+    assert recsys("prepare", world.config).code == 0
+    assert recsys("train", world.config).code == 0
+    run = world.folder / "work" / "small" / "runs" / "0001"
+    page = world.folder / "table.html"
+    refused(recsys("inspect", run / "bundle", "none.parquet", "--html", page), "none.parquet")
+    refused(recsys("inspect", run / "bundle", world.folder, "--html", page), "no prepared data")
+    refused(recsys("inspect", run / "bundle", "--html", page), "--html", "needs data")
+    refused(
+        recsys("inspect", run / "bundle", world.store, "embedding.rows=3"), "one source of data", "embedding.rows=3"
+    )
+    pl.read_parquet(world.events).rename({"item": "items"}).write_parquet(world.folder / "other.parquet")
+    refused(recsys("inspect", run, "other.parquet", "--html", page), "item", "items")
+    refused(recsys("inspect", run, "--html", world.store / "manifest.json" / "table.html"), "cannot be written")
+    refused(recsys("inspect", run, "--split", "training"), "training", "train, valid, test")
+    assert recsys("inspect", run, "--rows", "0").code == 2
+    assert not page.exists()
+    assert world.leftovers() == []
+
+
+def test_inspect_what_is_no_model(world: Any, recsys: Recsys) -> None:
+    refused(recsys("inspect", world.folder), "no model bundle")
+    refused(recsys("inspect", "models:/small@challenger"), "no MLflow store")
+    refused(recsys("inspect", "none.yaml"), "none.yaml", "cannot read the config")
+    assert recsys("prepare", world.config).code == 0
+    assert recsys("train", world.config).code == 0
+    run = world.folder / "work" / "small" / "runs" / "0001"
+    (run / "train.json").unlink()
+    refused(recsys("inspect", run), "0001", "not finished", "--resume")
+
+
+def test_inspect_a_run_whose_data_is_gone(world: Any, recsys: Recsys) -> None:
+    """What the model holds is still shown; only a page needs the data."""
+    assert recsys("prepare", world.config).code == 0
+    assert recsys("train", world.config).code == 0
+    run = world.folder / "work" / "small" / "runs" / "0001"
+    world.store.rename(world.folder / "moved")
+    outcome = recsys("inspect", run, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["diagnostics"] is None
+    assert "its table is not looked into" in outcome.err
+    refused(recsys("inspect", run, "--html", "table.html"), "no prepared data")
+    assert recsys("inspect", run, world.folder / "moved", "--html", "table.html").code == 0

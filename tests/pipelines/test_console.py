@@ -33,7 +33,7 @@ def test_training_is_told_in_plain_lines() -> None:
     with redirect_stdout(out):
         listener = Listeners([ProgressListener(Console())])
         listener.on_start(20, 2, 10)
-        listener.on_step(15, {"train/loss": 0.5, "train/learning_rate": 0.1})
+        listener.on_step(15, {"train/loss": 0.5, "train/learning_rate": 0.1, "train/skipped_steps": 3})
         listener.on_epoch(2, 20, {"valid/auc": 0.75})
     assert "resuming at step 10 of 20" in out.getvalue()
     assert "epoch 2: valid/auc 0.75000" in out.getvalue()

@@ -16,8 +16,10 @@ from features.errors import ConfigError
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, EmbeddingPlan, MultiplexedEmbedding, TableOptimizer, plan_embedding
 from recsys.embeddings.addressing import NO_OWNER, WAYS, find_hot, hashed_rows, hot_buckets, hot_key, mix64, salt
+from recsys.embeddings.average import RowAverage
 from recsys.embeddings.hot import HotRegion, contest, most_frequent
-from recsys.embeddings.table import RowAverage, TorchTable, fbgemm_available
+from recsys.embeddings.kernel import is_installed
+from recsys.embeddings.torch_table import TorchTable
 from recsys.tensorfile import write_tensors
 
 NO_BAGS = (torch.empty(0, dtype=torch.int64), torch.empty(0, 1, dtype=torch.int64)[:0])
@@ -206,22 +208,22 @@ def test_a_new_owner_starts_as_it_was() -> None:
     module = make({"features": {"user": 16}})
     table = module.table
     assert isinstance(table, TorchTable)
-    table.average = RowAverage(table.weights(), 0.9)
+    table.average = RowAverage(table.rows, table.width, 0.9)
     ids = torch.tensor([[1, 10], [2, 11], [3, 10]])
     shared = hashed_rows("user", torch.tensor([10, 11]), 2, 0, 100)
     train(module, ids)
     assert owners(module, torch.tensor([10, 11])).all()
     rows = module.rows(ids[:2], *NO_BAGS)[0][:, 1:].long()
     assert int(rows.min()) >= 100
-    assert torch.equal(table.weights()[rows], table.weights()[shared])
-    averaged = table.average.materialise(table.weights())
+    assert torch.equal(table.values()[rows], table.values()[shared])
+    averaged = table.average.materialise(table.values())
     assert torch.equal(averaged[rows], averaged[shared])
     for state in table.optimizer_state().values():
         if state.dim():
             assert not state[rows].any()
             assert state[shared].any()
     train(module, ids)
-    assert not torch.equal(table.weights()[rows], table.weights()[shared])
+    assert not torch.equal(table.values()[rows], table.values()[shared])
 
 
 def test_what_an_owner_learns_touches_no_shared_row() -> None:
@@ -230,9 +232,9 @@ def test_what_an_owner_learns_touches_no_shared_row() -> None:
     train(module, ids)
     shared = hashed_rows("user", torch.tensor([10, 11]), 2, 0, 100).flatten()
     item = hashed_rows("item", torch.tensor([1]), 1, 0, 100).flatten()
-    before = module.table.weights().clone()
+    before = module.table.values().clone()
     train(module, ids, steps=3)
-    moved = (module.table.weights() != before).any(1).nonzero().flatten()
+    moved = (module.table.values() != before).any(1).nonzero().flatten()
     assert not set(shared.tolist()) & set(moved.tolist()) - set(item.tolist())
     assert set(item.tolist()) <= set(moved.tolist())
 
@@ -319,7 +321,7 @@ def test_bytes_are_counted_and_serialised(tmp_path: Path) -> None:
     plan = module.plan
     assert (plan.hot_slots, plan.rows) == (256, 100 + 256 * 2)
     assert plan.table_bytes == plan.rows * WIDTH * 4 + 256 * 4
-    write_tensors(tmp_path / "table", {"table": module.table.weights(), "hot_keys": module.hot_keys}, {})
+    write_tensors(tmp_path / "table", {"table": module.table.stored(), "hot_keys": module.hot_keys}, {})
     assert (tmp_path / "table").stat().st_size == pytest.approx(plan.table_bytes, rel=0.02)
     lines = {line["feature"]: line for line in plan.summary()}
     assert (lines["user"]["region"], lines["user"]["hot_slots"]) == ("hot + shared", 256)
@@ -364,7 +366,7 @@ def test_what_cannot_be_hot_is_refused(config: dict[str, Any], text: str) -> Non
         make({"features": config.pop("features", {"user": 64})}, **config)
 
 
-@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
+@pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
 def test_fbgemm_has_no_hot_region() -> None:
-    with pytest.raises(ConfigError, match=r"hot\.features.*kernel to torch"):
+    with pytest.raises(ConfigError, match=r"hot\.features.*kernel to auto"):
         MultiplexedEmbedding(make({"features": {"user": 64}}).plan, optimizer=TableOptimizer(), kernel="fbgemm")

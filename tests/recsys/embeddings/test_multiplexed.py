@@ -9,8 +9,8 @@ from torch import Tensor
 
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, MultiplexedEmbedding, TableOptimizer, plan_embedding
+from recsys.embeddings.kernel import is_installed
 from recsys.embeddings.multiplexed import pool
-from recsys.embeddings.table import fbgemm_available
 
 NAMES, BAGS, POOLINGS = ("user", "item"), ("tags", "genres"), ("sum", "mean")
 
@@ -39,7 +39,7 @@ def data() -> tuple[Tensor, Tensor, Tensor]:
 def test_output_is_the_chunks_side_by_side_and_the_bags_pooled(exact: int) -> None:
     module = build(exact={"max_values": exact})
     ids, values, lengths = data()
-    out, weights = module(ids, values, lengths), module.table.weights()
+    out, weights = module(ids, values, lengths), module.table.values()
     rows, (tags, genres) = module.rows(ids, values, lengths)
     assert out.shape == (3, module.plan.output_width) == (3, (2 + 1 + 3 + 1) * 4)
     single = weights[rows.long()].flatten(1)
@@ -55,7 +55,7 @@ def test_gradients_reach_the_table_through_pooling() -> None:
     module.table.optimizer = TableOptimizer("sgd")
     ids, values, lengths = data()
     target = torch.randn(3, module.plan.output_width, generator=torch.Generator().manual_seed(1))
-    dense = module.table.weights().clone().requires_grad_(True)
+    dense = module.table.values().clone().requires_grad_(True)
     rows, (tags, genres) = module.rows(ids, values, lengths)
     tag, genre = dense[tags.long()].flatten(1), dense[genres.long()].flatten(1)
     parts = [
@@ -68,10 +68,10 @@ def test_gradients_reach_the_table_through_pooling() -> None:
     expected = (dense - 0.1 * dense.grad).detach()
     (module(ids, values, lengths) * target).sum().backward()
     module.table.step(0.1)
-    torch.testing.assert_close(module.table.weights(), expected)
+    torch.testing.assert_close(module.table.values(), expected)
 
 
-@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
+@pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
 def test_kernels_agree() -> None:
     ids, values, lengths = data()
     ours, theirs = build("torch"), build("fbgemm")

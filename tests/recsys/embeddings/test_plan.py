@@ -161,7 +161,7 @@ def test_a_plan_survives_json_and_its_index_comes_from_the_weights() -> None:
 def test_table_bytes_are_the_serialised_bytes(tmp_path: Path) -> None:
     """A small table of narrow rows with a large index: what the disk holds is what the plan says, to 2 %."""
     plan, module = make(list(SIZES), width=4, rows=1000, exact={"max_values": 500})
-    write_tensors(tmp_path / "table", {"table": module.table.weights(), "exact_keys": module.exact_keys}, {})
+    write_tensors(tmp_path / "table", {"table": module.table.stored(), "exact_keys": module.exact_keys}, {})
     assert (tmp_path / "table").stat().st_size == pytest.approx(plan.table_bytes, rel=0.02)
 
 
@@ -228,7 +228,7 @@ def test_chunks_are_bounded_for_every_feature(chunks: int) -> None:
 
 
 def test_a_table_beyond_memory_is_refused_with_its_bytes() -> None:
-    with pytest.raises(ConfigError, match=r"do not fit into memory.*8,796,088,926,208 bytes"):
+    with pytest.raises(ConfigError, match=r"embedding\.rows: it would not fit into memory.*table 8,796 GB"):
         make(list(SIZES), rows=2**31 - 1000, width=1024, exact={"max_values": 0})
 
 

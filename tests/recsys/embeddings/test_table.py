@@ -1,24 +1,28 @@
-"""Kernels against formulas, against torch's own optimizers and against each other."""
+"""Kernels against formulas, against torch's own optimizers and against each other, in every format."""
 
 from __future__ import annotations
+
+import typing
 
 import pytest
 import torch
 from torch import Tensor
 
 from features.errors import ConfigError
-from recsys.embeddings.table import (
-    FbgemmTable,
-    RowAverage,
-    Table,
-    TableOptimizer,
-    TorchTable,
-    fbgemm_available,
-    sum_by_row,
-)
+from recsys.embeddings.average import RowAverage
+from recsys.embeddings.fbgemm_table import FbgemmTable
+from recsys.embeddings.formats import FormatName
+from recsys.embeddings.kernel import is_installed, make_table
+from recsys.embeddings.numba_table import NumbaTable
+from recsys.embeddings.table import OptimizerName, Table, TableOptimizer
+from recsys.embeddings.torch_table import TorchTable, sum_by_row
 
 ROWS, WIDTH = 50, 8
-needs_fbgemm = pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
+KERNELS = [TorchTable, NumbaTable]
+FORMATS = typing.get_args(FormatName)
+OPTIMIZERS = typing.get_args(OptimizerName)
+needs_fbgemm = pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
+each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
 
 def filled(table: Table) -> Table:
@@ -41,7 +45,7 @@ def run(table: Table, steps: int = 5, rate: float = 0.1) -> Tensor:
             table.set_learning_rate(rate)
         (table(rows) * target).sum().backward()
         table.step(rate)
-    return table.weights().clone()
+    return table.values().clone()
 
 
 def dense_gradient(rows: Tensor, target: Tensor) -> Tensor:
@@ -55,24 +59,27 @@ def test_sum_by_row_equals_index_add() -> None:
     torch.testing.assert_close(sums, dense_gradient(rows, grad)[unique.long()])
 
 
-def test_forward_gathers_rows() -> None:
-    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer("sgd")))
+@each_kernel
+def test_forward_gathers_rows(kernel: type[TorchTable]) -> None:
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd")))
     rows = torch.tensor([3, 3, 49, 0], dtype=torch.int32)
-    assert torch.equal(table(rows).detach(), table.weights()[rows.long()])
+    assert torch.equal(table(rows).detach(), table.values()[rows.long()])
 
 
-def test_sgd_equals_the_dense_formula() -> None:
-    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer("sgd")))
-    expected = table.weights().clone()
+@each_kernel
+def test_sgd_equals_the_dense_formula(kernel: type[TorchTable]) -> None:
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd")))
+    expected = table.values().clone()
     for rows, target in batches(5):
         expected -= 0.1 * dense_gradient(rows, target)
     torch.testing.assert_close(run(table), expected)
 
 
+@each_kernel
 @pytest.mark.parametrize("l2", [0.0, 0.1])
-def test_rowwise_adagrad_equals_the_dense_formula(l2: float) -> None:
-    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer("rowwise_adagrad", eps=1e-8, l2=l2)))
-    expected, momentum = table.weights().clone(), torch.zeros(ROWS)
+def test_rowwise_adagrad_equals_the_dense_formula(kernel: type[TorchTable], l2: float) -> None:
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer("rowwise_adagrad", eps=1e-8, l2=l2)))
+    expected, momentum = table.values().clone(), torch.zeros(ROWS)
     for rows, target in batches(5):
         gradient = dense_gradient(rows, target)
         touched = rows.long().unique()
@@ -82,10 +89,11 @@ def test_rowwise_adagrad_equals_the_dense_formula(l2: float) -> None:
     torch.testing.assert_close(run(table), expected)
 
 
-def test_adam_equals_torch_sparse_adam() -> None:
-    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer("adam")))
+@each_kernel
+def test_adam_equals_torch_sparse_adam(kernel: type[TorchTable]) -> None:
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer("adam")))
     peer = torch.nn.Embedding(ROWS, WIDTH, sparse=True)
-    peer.weight.data.copy_(table.weights())
+    peer.weight.data.copy_(table.values())
     optimizer = torch.optim.SparseAdam(peer.parameters(), lr=0.1)
     for rows, target in batches(5, n=20):
         optimizer.zero_grad()
@@ -93,52 +101,158 @@ def test_adam_equals_torch_sparse_adam() -> None:
         optimizer.step()
         (table(rows) * target).sum().backward()
         table.step(0.1)
-    torch.testing.assert_close(table.weights(), peer.weight.data, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(table.values(), peer.weight.data, atol=1e-5, rtol=1e-4)
 
 
-def test_two_lookups_before_a_step_are_one_update() -> None:
+@each_kernel
+def test_rmsprop_equals_dense_adam_without_a_first_moment(kernel: type[TorchTable]) -> None:
+    """Over the whole table at every step, rows that are not touched included."""
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer("rmsprop", beta2=0.9)))
+    peer = table.values().requires_grad_(True)
+    optimizer = torch.optim.Adam([peer], lr=0.1, betas=(0.0, 0.9))
+    for rows, target in batches(20, n=5):
+        optimizer.zero_grad()
+        (peer[rows.long()] * target).sum().backward()
+        optimizer.step()
+        (table(rows) * target).sum().backward()
+        table.step(0.1)
+    torch.testing.assert_close(table.values(), peer.detach(), atol=1e-6, rtol=1e-5)
+
+
+@each_kernel
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_a_rowwise_moment_is_the_mean_over_the_row(kernel: type[TorchTable], optimizer: str) -> None:
+    """On gradients of equal size in every column both forms are one."""
+    tables = [filled(kernel(ROWS, WIDTH, TableOptimizer(name))) for name in (optimizer, f"rowwise_{optimizer}")]  # type: ignore[arg-type]
+    for rows, target in batches(5):
+        for table in tables:
+            (table(rows) * target.sign()).sum().backward()
+            grad = table.pending[0][1]
+            table.pending = [(rows[:1], grad[:1])]  # one lookup: a gradient of ones and minus ones
+            table.step(0.1)
+    torch.testing.assert_close(tables[0].values(), tables[1].values())
+    assert tables[1].state["second"].shape == (ROWS,)
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 70])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_kernels_agree(optimizer: OptimizerName, format: FormatName, width: int) -> None:
+    """Lookups to the bit; updates but for the order of a sum, which may tip a rounding once in a while."""
+    settings = TableOptimizer(optimizer, l2=0.01)
+    tables = [filled(kernel(ROWS, width, settings, format)) for kernel in KERNELS]
+    for table in tables:
+        table.average = RowAverage(ROWS, width, 0.9)
+    g = torch.Generator().manual_seed(3)
+    for _ in range(4):
+        rows, target = (
+            torch.randint(0, ROWS, (60,), generator=g, dtype=torch.int32),
+            torch.randn(60, width, generator=g),
+        )
+        tables[1].load_stored(tables[0].stored())
+        found = [table(rows) for table in tables]
+        assert torch.equal(found[0].detach(), found[1].detach())
+        for out, table in zip(found, tables, strict=True):
+            (out * target).sum().backward()
+            table.step(0.05, scale=0.5)
+    values = [table.values() for table in tables]
+    apart = int(((values[0] - values[1]).abs() > 1e-6).sum())
+    assert apart <= (0 if format == "fp32" else 2 + ROWS * width // 100)
+    for name, state in tables[0].optimizer_state().items():
+        torch.testing.assert_close(state, tables[1].optimizer_state()[name], atol=1e-6, rtol=1e-4)
+    assert tables[0].average is not None
+    assert tables[1].average is not None
+    torch.testing.assert_close(tables[0].average.mean, tables[1].average.mean, atol=1e-6, rtol=1e-4)
+
+
+@each_kernel
+@pytest.mark.parametrize("format", ["bf16", "fp16", "int8", "int4"])
+def test_small_steps_add_up(kernel: type[TorchTable], format: FormatName) -> None:
+    """A step far below the resolution is lost by rounding to nearest, and right on average by stochastic rounding."""
+    table = kernel(4000, WIDTH, TableOptimizer("sgd"), format).train()
+    start = torch.full((4000, WIDTH), 0.5)
+    start[:, 0] = 1.0  # holds the scale of the row
+    table.assign(None, start)
+    before = table.values().mean(0)
+    rows, steps, size = torch.arange(4000, dtype=torch.int32), 20, 1e-4
+    for _ in range(steps):
+        table(rows)[:, 1:].sum().backward()
+        table.step(size)
+    moved = before - table.values().mean(0)
+    torch.testing.assert_close(moved[1:], torch.full((WIDTH - 1,), steps * size), atol=1e-3, rtol=0)
+    assert moved[0] == pytest.approx(0, abs=1e-3)
+
+
+@each_kernel
+@pytest.mark.parametrize("format", FORMATS[1:])
+def test_a_master_copy_trains_in_fp32_and_is_read_as_stored(kernel: type[TorchTable], format: FormatName) -> None:
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd", master=True), format))
+    peer = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd")))
+    rows = batches(1)[0][0]
+    assert torch.equal(table(rows).detach(), table.format.round(peer.values())[rows.long()])
+    torch.testing.assert_close(run(table), run(peer))
+    assert torch.equal(table.stored(), table.format.encode(table.values()))
+    assert torch.equal(table.gather(rows), table.format.decode(table.stored())[rows.long()])
+    assert table.training_bytes == ROWS * WIDTH * 4 + 8
+
+
+def test_training_bytes_count_weights_state_and_average() -> None:
+    table = TorchTable(ROWS, WIDTH, TableOptimizer("rowwise_adagrad"), "int4")
+    assert table.training_bytes == ROWS * (4 + 2) + ROWS * 4 + 8
+    table.average = RowAverage(ROWS, WIDTH, 0.9)
+    assert table.training_bytes == ROWS * (4 + 2) + ROWS * 4 + 8 + ROWS * WIDTH * 4 + ROWS * 4 + 4
+
+
+@each_kernel
+def test_two_lookups_before_a_step_are_one_update(kernel: type[TorchTable]) -> None:
     rows, target = batches(1)[0]
-    whole, halves = (filled(TorchTable(ROWS, WIDTH, TableOptimizer())) for _ in range(2))
+    whole, halves = (filled(kernel(ROWS, WIDTH, TableOptimizer())) for _ in range(2))
     (whole(rows) * target).sum().backward()
     loss = (halves(rows[:90]) * target[:90]).sum() + (halves(rows[90:]) * target[90:]).sum()
     loss.backward()
     whole.step(0.1)
     halves.step(0.1)
-    assert torch.equal(whole.weights(), halves.weights())
+    assert torch.equal(whole.values(), halves.values())
 
 
-def test_a_scaled_step_is_a_step_on_scaled_gradients() -> None:
+@each_kernel
+def test_a_scaled_step_is_a_step_on_scaled_gradients(kernel: type[TorchTable]) -> None:
     rows, target = batches(1)[0]
-    a, b = (filled(TorchTable(ROWS, WIDTH, TableOptimizer())) for _ in range(2))
+    a, b = (filled(kernel(ROWS, WIDTH, TableOptimizer())) for _ in range(2))
     (a(rows) * target).sum().backward()
     a.step(0.1, scale=0.25)
     (b(rows) * target * 0.25).sum().backward()
     b.step(0.1)
-    assert torch.equal(a.weights(), b.weights())
+    assert torch.equal(a.values(), b.values())
 
 
-def test_evaluation_leaves_no_trace() -> None:
-    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer())).eval()
-    before = table.weights().clone()
+@each_kernel
+def test_evaluation_leaves_no_trace(kernel: type[TorchTable]) -> None:
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer())).eval()
+    before = table.values().clone()
     table(batches(1)[0][0])
     table.step(0.1)
-    assert torch.equal(table.weights(), before)
+    assert torch.equal(table.values(), before)
 
 
+@each_kernel
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad", "adam"])
-def test_bits_do_not_depend_on_the_number_of_threads(optimizer: str) -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(
+    kernel: type[TorchTable], optimizer: OptimizerName, format: FormatName
+) -> None:
     threads, results = torch.get_num_threads(), []
     try:
         for n in (1, 2, 2):
             torch.set_num_threads(n)
-            table = TorchTable(20_000, 16, TableOptimizer(optimizer))  # type: ignore[arg-type]
+            table = kernel(20_000, 16, TableOptimizer(optimizer), format)
             table.initialise(0.05, torch.Generator().manual_seed(1))
             g = torch.Generator().manual_seed(2)
             for _ in range(3):
                 rows = torch.randint(0, 20_000, (60_000,), generator=g, dtype=torch.int32) // 7
                 (table(rows) * torch.randn(60_000, 16, generator=g)).sum().backward()
                 table.step(0.1)
-            results.append(table.weights().clone())
+            results.append(table.values().clone())
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
@@ -149,35 +263,38 @@ def test_bits_do_not_depend_on_the_number_of_threads(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_fbgemm_agrees_with_torch(optimizer: str) -> None:
     settings = TableOptimizer(optimizer)  # type: ignore[arg-type]
-    ours = filled(TorchTable(ROWS, WIDTH, settings))
+    ours = filled(make_table(ROWS, WIDTH, settings))
     theirs = filled(FbgemmTable(ROWS, WIDTH, settings))
     rows = batches(1)[0][0]
-    assert torch.equal(ours.weights(), theirs.weights())
+    assert torch.equal(ours.values(), theirs.values())
     assert torch.equal(ours(rows).detach(), theirs(rows).detach())
     filled(ours).step(0.1)
     torch.testing.assert_close(run(ours), run(theirs), atol=1e-6, rtol=1e-5)
-    for name, state in ours.optimizer_state().items():
-        torch.testing.assert_close(state, theirs.optimizer_state()[name], atol=1e-5, rtol=1e-5)
+    for name, state in theirs.optimizer_state().items():
+        torch.testing.assert_close(state, ours.optimizer_state()[name], atol=1e-5, rtol=1e-5)
 
 
 @needs_fbgemm
 def test_fbgemm_says_what_it_cannot_do() -> None:
-    with pytest.raises(ConfigError, match="no Adam on a CPU"):
+    with pytest.raises(ConfigError, match="does not have this optimizer on a CPU"):
         FbgemmTable(ROWS, WIDTH, TableOptimizer("adam"))
     with pytest.raises(ConfigError, match="multiple of 4"):
         FbgemmTable(ROWS, 30, TableOptimizer())
     with pytest.raises(ConfigError, match="no such pull towards 0"):
         FbgemmTable(ROWS, WIDTH, TableOptimizer(l2=0.1))
+    with pytest.raises(ConfigError, match="does not train this format"):
+        FbgemmTable(ROWS, WIDTH, TableOptimizer(), "int8")
 
 
-def test_row_average_equals_the_average_of_the_whole_table() -> None:
-    table = filled(TorchTable(ROWS, WIDTH, TableOptimizer()))
-    table.average = RowAverage(table.weights(), 0.9)
+@each_kernel
+def test_row_average_equals_the_average_of_the_whole_table(kernel: type[TorchTable]) -> None:
+    table = filled(kernel(ROWS, WIDTH, TableOptimizer()))
+    table.average = RowAverage(ROWS, WIDTH, 0.9)
     history: list[Tensor] = []
     for rows, target in batches(30, n=5):  # few rows a step: most rows lag behind
         (table(rows) * target).sum().backward()
         table.step(0.1)
-        history.append(table.weights().clone())
+        history.append(table.values().clone())
         shares = torch.tensor([0.9**age for age in range(len(history))]).flip(0)
         dense = (torch.stack(history) * (shares / shares.sum())[:, None, None]).sum(0)
-        torch.testing.assert_close(table.average.materialise(table.weights()), dense, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(table.average.materialise(table.values()), dense, atol=1e-6, rtol=1e-5)

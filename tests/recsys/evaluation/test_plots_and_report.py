@@ -1,11 +1,12 @@
 """Pictures and the report: what exists is drawn, the page needs nothing from outside, text is escaped."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from recsys.evaluation.plots import learning_picture, pictures_of, reliability_picture, roc_picture
+from recsys.evaluation.plots import frontier_picture, learning_picture, pictures_of, reliability_picture, roc_picture
 from recsys.evaluation.report import Figure, Section, render_report
 
 PNG = b"\x89PNG"
@@ -73,3 +74,12 @@ def test_report_stands_alone(scores: tuple[np.ndarray, np.ndarray]) -> None:
     assert not re.search(r"(src|href|srcset)=\"(?!data:)", page)
     assert "prefers-color-scheme:dark" in page.replace(" ", "")
     assert 'name="viewport"' in page
+
+
+def test_a_frontier_names_every_method_and_is_written_in_three_forms(tmp_path: Path) -> None:
+    series = {f"method {i}": [(2000.0, 0.7 + i / 100), (1000.0, 0.6)] for i in range(9)}
+    picture = frontier_picture("frontier", series, "AUC against bytes.")
+    assert all(f"method {i}".encode() in picture.light for i in range(9))
+    files = picture.write(tmp_path / "new")
+    assert [file.name for file in files] == ["frontier.svg", "frontier-dark.svg", "frontier.png"]
+    assert [file.read_bytes() for file in files] == [picture.light, picture.dark, picture.png]

@@ -123,3 +123,19 @@ def test_a_model_of_numbers_alone_works() -> None:
     data = batch()
     data.ids, data.vectors = data.ids[:, :0], data.vectors[:, :0]
     assert build(layout=layout).logits(data).shape == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, {"cross": (13, 13), "deep": (8, 13)}),
+        ({"low_rank": 2}, {"cross": (2, 13), "deep": (8, 13)}),
+        ({"interaction": "dcn"}, {"cross": (1, 13), "deep": (8, 13)}),
+        ({"structure": "stacked"}, {"cross": (13, 13)}),
+        ({"interaction": "mlp"}, {"deep": (8, 13)}),
+        ({"interaction": "mlp", "structure": "stacked"}, {"deep": (8, 13)}),
+        ({"interaction": "mlp", "hidden": []}, {"head": (2, 13)}),
+    ],
+)
+def test_first_layers_are_those_that_read_the_input(config: dict[str, object], expected: dict[str, object]) -> None:
+    assert {name: tuple(w.shape) for name, w in build(chunks=1, **config).first_layers().items()} == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -92,6 +93,18 @@ def test_a_bundle_of_another_release_is_refused(bundle: tuple[Path, CTRModel, Fe
     path = bundle[0] / "bundle.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "bundle_version": 99}))
     with pytest.raises(ArtifactError, match="another release"):
+        Scorer.load(bundle[0])
+
+
+def test_a_bundle_with_ids_of_another_fingerprint_is_refused(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    inner, outer = bundle[0] / "pipeline" / "pipeline.json", bundle[0] / "bundle.json"
+    inner.write_text(json.dumps({**json.loads(inner.read_text()), "fingerprint_version": 7}))
+    description = json.loads(outer.read_text())
+    description["files"]["pipeline/pipeline.json"] = hashlib.sha256(inner.read_bytes()).hexdigest()
+    outer.write_text(json.dumps(description))
+    with pytest.raises(
+        ArtifactError, match=r"another version of the fingerprint.*version 7\. Expected: 1.*train again"
+    ):
         Scorer.load(bundle[0])
 
 

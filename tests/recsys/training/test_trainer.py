@@ -10,25 +10,32 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
 from features.loader import Loader
 from features.store import Store
-from recsys.embeddings.table import FbgemmTable, TableOptimizer, TorchTable, fbgemm_available
+from recsys.embeddings.fbgemm_table import FbgemmTable
+from recsys.embeddings.kernel import KernelName, is_installed
+from recsys.embeddings.numba_table import NumbaTable
+from recsys.embeddings.table import TableOptimizer
+from recsys.embeddings.torch_table import TorchTable
 from recsys.evaluation import evaluate
 from recsys.models import CTRModel, ModelConfig
 from recsys.tensorfile import read_tensors, write_tensors
-from recsys.training import Trainer, load_best, predict
+from recsys.training import TrainConfig, Trainer, load_best, predict
 from recsys.training.trainer import weighted_loss
 from tests.recsys.training import training_job
 
 JOB = Path(training_job.__file__)
 ROOT = JOB.parents[3]
+needs_fbgemm = pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -139,22 +146,24 @@ def test_every_table_optimizer_learns(store_folder: Path, tmp_path: Path, optimi
     assert result.best_metrics["auc"] > 0.68
 
 
-@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
-def test_both_kernels_train_to_the_same_model(store_folder: Path, tmp_path: Path) -> None:
+@needs_fbgemm
+def test_all_kernels_train_to_the_same_model(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
     predictions = []
-    for kernel in ("torch", "fbgemm"):
+    kernels: dict[KernelName, type] = {"torch": TorchTable, "fbgemm": FbgemmTable, "auto": NumbaTable}
+    for kernel, table in kernels.items():
         model, config = training_job.build(
             store, table_optimizer="rowwise_adagrad", table_l2=0.0, clip_norm=None, ema=None, epochs=1
         )
         model = CTRModel(
             store.layout, model.plan, ModelConfig(hidden=(16,)), seed=1, optimizer=TableOptimizer(), kernel=kernel
         )
-        assert isinstance(model.embedding.table, FbgemmTable if kernel == "fbgemm" else TorchTable)
+        assert type(model.embedding.table) is table
         train, valid = training_job.loaders(store, config)
         Trainer(model, config, seed=3, folder=tmp_path / kernel).fit(train, valid)
         predictions.append(predict(model, valid).probabilities)
     np.testing.assert_allclose(predictions[0], predictions[1], atol=1e-4)
+    np.testing.assert_allclose(predictions[0], predictions[2], atol=1e-4)
 
 
 def test_averaged_weights_are_what_is_evaluated_and_kept(store_folder: Path, tmp_path: Path) -> None:
@@ -190,7 +199,7 @@ def test_the_gradient_is_clipped_over_network_and_table_together(store_folder: P
     loss.backward()
     table = model.embedding.table
     assert isinstance(table, TorchTable)
-    scale = trainer._clip()
+    scale = trainer._clip(trainer._gradient_norm())
     touched = table.gradients()
     assert touched is not None
     network = sum(float(p.grad.square().sum()) for p in model.dense_parameters().values() if p.grad is not None)
@@ -212,10 +221,80 @@ def test_weights_count(store_folder: Path) -> None:
     torch.testing.assert_close(loss, weighted_loss(model.logits(repeated), repeated)[0])
 
 
+@pytest.mark.parametrize("master", [False, True])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_low_bit_table_resumes_to_the_same_bits(
+    store_folder: Path, tmp_path: Path, master: bool, ema: float | None
+) -> None:
+    """Cut within an epoch: the rows in training, and with a master copy the fp32 rows behind them."""
+    store = Store.open(store_folder)
+
+    class Cut(training_job.PrintSteps):
+        def on_step(self, step: int, values: dict[str, float]) -> None:
+            if step == 17:
+                raise KeyboardInterrupt
+
+    def trainer(folder: str, listener: training_job.PrintSteps | None = None) -> tuple[Trainer, tuple[Loader, Loader]]:
+        embedding = {"format": "int4", "rows": 297}
+        model, config = training_job.build(store, embedding=embedding, table_master=master, ema=ema)
+        out = Trainer(model, config, seed=3, folder=tmp_path / folder, listener=listener)
+        return out, training_job.loaders(store, config)
+
+    whole, data = trainer("whole")
+    expected = whole.fit(*data)
+    cut, data = trainer("cut", Cut())
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(*data)
+    newest = read_tensors(sorted((tmp_path / "cut").glob("step-*"))[-1])[0]
+    assert ("table_optimizer.master" in newest, "model.table" in newest) == (master, not master)
+    resumed, data = trainer("cut")
+    assert resumed.fit(*data, resume=True).history == expected.history
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    for name, t in resumed.model.tensors().items():
+        assert torch.equal(t, whole.model.tensors()[name]), name
+    # what is kept of the best epoch is the table as it will be served
+    best = read_tensors(expected.checkpoint)[0]["table"]
+    assert best.dtype == torch.uint8
+    assert torch.equal(best, resumed.model.tensors()["table"])
+
+
 def test_resuming_under_another_config_is_refused(store_folder: Path, tmp_path: Path) -> None:
     training_job.run(store_folder, tmp_path, epochs=1)
     with pytest.raises(ArtifactError, match="another config"):
         training_job.run(store_folder, tmp_path, resume=True, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "words"),
+    [
+        ({"hash_seed": 7}, "found: hash_seed 0. expected: hash_seed 7"),
+        ({"rows": 301}, "rows 35[0-9].*expected: rows 35[0-9].*user:.* span 301"),
+        ({"chunks": {"default": 2, "features": {"user": 1, "tags": 3}}}, "user: chunks 2.*expected.*user: chunks 1"),
+    ],
+)
+def test_a_checkpoint_of_another_plan_is_refused(
+    store_folder: Path, tmp_path: Path, embedding: dict[str, object], words: str
+) -> None:
+    """The first and the last plan have tensors of the same shapes."""
+    training_job.run(store_folder, tmp_path, epochs=1)
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, embedding={"hot": training_job.HOT, **embedding}, epochs=1)
+    before = {name: t.clone() for name, t in model.tensors().items()}
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    pattern = f"(?i)another plan of the table.*{words}"
+    with pytest.raises(ArtifactError, match=pattern):
+        trainer.fit(*training_job.loaders(store, config), resume=True)
+    with pytest.raises(ArtifactError, match=pattern):
+        load_best(model, tmp_path)
+    assert all(torch.equal(t, before[name]) for name, t in model.tensors().items())
+
+
+def test_a_checkpoint_of_other_exact_values_is_refused(store_folder: Path, tmp_path: Path) -> None:
+    training_job.run(store_folder, tmp_path, epochs=1)
+    model, _ = training_job.build(Store.open(store_folder), embedding={"hot": training_job.HOT})
+    model.embedding.exact_keys[0] -= 1
+    with pytest.raises(ArtifactError, match="other values"):
+        load_best(model, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(store_folder: Path, tmp_path: Path) -> None:
@@ -226,8 +305,97 @@ def test_a_damaged_checkpoint_is_named(store_folder: Path, tmp_path: Path) -> No
         training_job.run(store_folder, tmp_path, resume=True, epochs=1)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(store_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not finite"):
+class Poisoned(Loader):
+    """Some batches hold a number that is none."""
+
+    bad: tuple[int, ...] = ()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for i, batch in enumerate(super().__iter__()):
+            if i in self.bad:
+                batch.dense = torch.full_like(batch.dense, math.nan)
+            yield batch
+
+
+def poisoned(store: Store, config: TrainConfig, *bad: int) -> Poisoned:
+    loader = Poisoned(store, "train", config.batch_size, shuffle_seed=5)
+    loader.bad = bad
+    return loader
+
+
+def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """A copy of everything but the random state, which every step moves on."""
+    return {name: t.clone() for name, t in trainer._tensors().items() if name != "random_state"}
+
+
+def spoil(model: CTRModel, where: str) -> None:
+    """Makes the gradient of one part infinite from now on, while the loss stays finite."""
+    if where == "network":
+        model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    else:
+        model.embedding.register_forward_hook(lambda module, given, out: _Infinite.apply(out))
+
+
+class _Infinite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf
+
+
+@pytest.mark.parametrize("kernel", ["torch", pytest.param("fbgemm", marks=needs_fbgemm)])
+@pytest.mark.parametrize("where", ["network", "table"])
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    store_folder: Path, tmp_path: Path, kernel: str, where: str
+) -> None:
+    store = Store.open(store_folder)
+    settings = {} if kernel == "torch" else {"clip_norm": None, "ema": None, "table_l2": 0.0}
+    optimizer = "adam" if kernel == "torch" else "rowwise_adagrad"
+    model, config = training_job.build(store, kernel=kernel, table_optimizer=optimizer, **settings)
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    batches = iter(training_job.loaders(store, config)[0])
+    model.train()
+    trainer._step(next(batches), 1.0)
+    before = state_of(trainer)
+    spoil(model, where)
+    assert trainer._step(next(batches), 1.0)[:2] == (0.0, 0.0)
+    assert all(torch.equal(t, before[name]) for name, t in state_of(trainer).items())
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, epochs=2, max_skipped_steps=2)
+    told: list[dict[str, float]] = []
+
+    class Watch(training_job.PrintSteps):
+        def on_step(self, step: int, values: dict[str, float]) -> None:
+            told.append(values)
+
+    trainer = Trainer(model, config, seed=3, folder=tmp_path, listener=Watch())
+    result = trainer.fit(poisoned(store, config, 1, 3), training_job.loaders(store, config)[1])
+    assert result.skipped_steps == 4  # never two in a row
+    assert [values["train/skipped_steps"] for values in told[:5]] == [0, 1, 1, 2, 2]
+    assert math.isnan(told[1]["train/loss"])
+    assert all(math.isfinite(epoch["train/epoch_loss"]) for epoch in result.history)
+    assert read_tensors(sorted(tmp_path.glob("step-*"))[-1])[1]["progress"]["skipped"] == 4
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_stop_the_run(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, max_skipped_steps=3)
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    with pytest.raises(DataError, match=r"not finite for 3 steps in a row.*loss nan.*at step 11, 4 steps skipped"):
+        trainer.fit(poisoned(store, config, 1, 8, 9, 10), training_job.loaders(store, config)[1])
+    tensors, state = read_tensors(sorted(tmp_path.glob("step-*"))[-1])
+    assert state["progress"]["step"] == 7
+    assert all(bool(t.isfinite().all()) for t in tensors.values())
+
+
+def test_training_that_explodes_is_stopped(store_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not finite for 10 steps in a row"):
         training_job.run(
             store_folder, tmp_path, clip_norm=None, table_optimizer="sgd", table_learning_rate=1e30, ema=None
         )
@@ -269,12 +437,12 @@ def test_a_validation_split_of_one_class_is_said(store_folder: Path, tmp_path: P
     assert "auc" not in result.best_metrics
 
 
-@pytest.mark.skipif(not fbgemm_available(), reason="fbgemm-gpu is not installed")
+@needs_fbgemm
 def test_fbgemm_refuses_what_it_cannot_do(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
     plan = training_job.build(store)[0].plan
     model = CTRModel(store.layout, plan, ModelConfig(), optimizer=TableOptimizer(), kernel="fbgemm")
-    for settings, text in (({"ema": None}, "cannot be clipped"), ({"clip_norm": None}, "needs the torch kernel")):
+    for settings, text in (({"ema": None}, "cannot be clipped"), ({"clip_norm": None}, "keeps no moving average")):
         config = training_job.build(store, **settings)[1]
         with pytest.raises(ConfigError, match=text):
             Trainer(model, config, seed=0, folder=tmp_path)

@@ -6,6 +6,7 @@ Prints `step N` after every step, so that a test can kill it at a known point.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from features.errors import RecsysError
@@ -50,13 +51,16 @@ class PrintSteps:
         print("end", flush=True)
 
 
-def build(store: Store, *, hot: bool = False, **train: object) -> tuple[CTRModel, TrainConfig]:
+def build(
+    store: Store, *, kernel: str = "auto", embedding: Mapping[str, object] | None = None, **train: object
+) -> tuple[CTRModel, TrainConfig]:
     """The job's model and training config, with some of its settings replaced."""
     config = TrainConfig.model_validate({**TRAIN, **train})
-    embedding = EmbeddingConfig.model_validate(EMBEDDING | ({"hot": HOT} if hot else {}))
-    plan = plan_embedding(store.layout, embedding, store.id_counts("train"))
+    table = EmbeddingConfig.model_validate({**EMBEDDING, **(embedding or {})})
+    plan = plan_embedding(store.layout, table, store.id_counts("train"))
     network = ModelConfig.model_validate(MODEL)
-    return CTRModel(store.layout, plan, network, seed=1, optimizer=config.optimizer_of_table), config
+    optimizer = config.optimizer_of_table
+    return CTRModel(store.layout, plan, network, seed=1, optimizer=optimizer, kernel=kernel), config
 
 
 def loaders(store: Store, config: TrainConfig) -> tuple[Loader, Loader]:
@@ -68,7 +72,7 @@ def loaders(store: Store, config: TrainConfig) -> tuple[Loader, Loader]:
 def run(store_folder: Path, folder: Path, *, resume: bool = False, **train: object) -> TrainResult:
     """Trains in this process, with all regions."""
     store = Store.open(store_folder)
-    model, config = build(store, hot=True, **train)
+    model, config = build(store, embedding={"hot": HOT}, **train)
     trainer = Trainer(model, config, seed=3, folder=folder, listener=PrintSteps())
     return trainer.fit(*loaders(store, config), resume=resume)
 

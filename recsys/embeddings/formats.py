@@ -1,0 +1,183 @@
+"""How a row of the table is stored: fp32, bf16, fp16, or int8, int4 and int2 codes with a scale a row.
+
+A format turns fp32 rows into stored rows and back.  Rounding is to nearest, or stochastic: up or down with the
+probabilities that make the stored value right on average, so that steps far smaller than a code still add up
+(Gupta et al. 2015; for embedding tables Li et al., ALPT, AAAI 2023).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FormatName = Literal["fp32", "bf16", "fp16", "int8", "int4", "int2"]
+
+SCALE_BYTES = 2
+"""An integer row ends with its scale in bf16."""
+HEADROOM = 1.125
+"""A scale that has to grow grows this much further than it must."""
+BEST_STEP = {4: 0.3352, 2: 0.9957}
+"""Bits of a code -> the scale that rounds normally distributed values of variance 1 best (Max 1960, table II)."""
+SHRINK_BELOW = 0.5
+"""A scale is made smaller once the row needs less than this share of it."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
+_FP16_MAX = 65504.0
+_MASK = 0xFFFFFFFF
+
+
+class RowFormat:
+    """One way to store rows of a width.
+
+    A float row is a row of a [rows, width] tensor of that dtype.  An integer row is bytes: codes, the first in the
+    lowest bits, then the scale in bf16; code c of b bits stands for `(c - (2**b - 1) / 2) * scale`, so that the levels
+    lie symmetrically around 0.
+
+    Args:
+        name: fp32, bf16, fp16, int8, int4 or int2.
+        width: values in a row, D.
+
+    >>> RowFormat("int4", 16).row_bytes, RowFormat("fp32", 16).row_bytes
+    (10, 64)
+    >>> f = RowFormat("int4", 4)
+    >>> f.encode(torch.tensor([[1.5, -1.5, 0.1, -0.7]])).tolist()
+    [[15, 72, 77, 62]]
+    >>> f.decode(f.encode(torch.tensor([[1.5, -1.5, 0.1, -0.7]]))).round(decimals=1).tolist()
+    [[1.5, -1.5, 0.10000000149011612, -0.699999988079071]]
+    """
+
+    def __init__(self, name: FormatName, width: int) -> None:
+        self.name: FormatName = name
+        self.width = width
+        self.bits = _BITS[name]
+        self.is_integer = name.startswith("int")
+        self.code_bytes = -(-width * self.bits // 8)
+        self.row_bytes = self.code_bytes + (SCALE_BYTES if self.is_integer else 0)
+        self.half = (2**self.bits - 1) / 2
+        """Half the range of codes: the largest value of a row in units of its scale."""
+
+    def empty(self, rows: int) -> Tensor:
+        """Zeroed storage of so many rows: [rows, D] of a float dtype, or [rows, row_bytes] uint8."""
+        if self.is_integer:
+            return torch.zeros(rows, self.row_bytes, dtype=torch.uint8)
+        return torch.zeros(rows, self.width, dtype=_DTYPES[self.name])
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """Stored rows [n, ...] -> values [n, D] fp32."""
+        if not self.is_integer:
+            return stored.to(torch.float32)
+        return (self._codes(stored) - self.half) * self._scales(stored)
+
+    def encode(self, values: Tensor, noise: Tensor | None = None, previous: Tensor | None = None) -> Tensor:
+        """Values [n, D] fp32 -> stored rows [n, ...].
+
+        Args:
+            values: finite.
+            noise: [n, D] in [0, 1) for stochastic rounding, under a scale that holds every value. Without, values are
+                rounded to nearest, and those of an int4 or int2 row that lie far out are held at the last level, where
+                that makes the whole row more exact.
+            previous: the rows' last stored form; an integer row keeps its scale while that serves, because a value
+                that stays on its grid is not rounded again.
+        """
+        if self.name == "fp32":
+            return values.clone()
+        if not self.is_integer:
+            return self._encode_float(values, noise)
+        return self._pack(*self._quantise(values, noise, previous))
+
+    def round(self, values: Tensor) -> Tensor:
+        """What the rows [n, D] would be read as once stored, rounded to nearest."""
+        return self.decode(self.encode(values))
+
+    def _encode_float(self, values: Tensor, noise: Tensor | None) -> Tensor:
+        dtype = _DTYPES[self.name]
+        limit = _FP16_MAX if self.name == "fp16" else torch.finfo(dtype).max
+        values = values.clamp(-limit, limit)
+        if noise is None:
+            return values.to(dtype)
+        dropped = 16 if self.name == "bf16" else 13
+        if self.name == "fp16":
+            values = values * 2.0**-112  # moves fp16's exponents, subnormal ones too, to where fp32's begin
+        bits = values.contiguous().view(torch.int32).to(torch.int64) & _MASK
+        bits = (bits + (noise * 2**dropped).to(torch.int64)) & (_MASK >> dropped << dropped)
+        bits = torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32)
+        rounded = bits.view(torch.float32)
+        return (rounded * 2.0**112 if self.name == "fp16" else rounded).clamp(-limit, limit).to(dtype)
+
+    def _quantise(self, values: Tensor, noise: Tensor | None, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes [n, D] uint8 and scales [n, 1] fp32, exact in bf16."""
+        needed = values.abs().amax(1, keepdim=True) / self.half
+        if noise is None and self.bits in BEST_STEP:
+            # in float64, where the order of the sum does not show
+            spread = values.double().square().mean(1, keepdim=True).sqrt() * BEST_STEP[self.bits]
+            needed = torch.minimum(needed, spread.float())
+        scale = _bf16_above(needed)
+        if previous is not None:
+            old = self._scales(previous)
+            fits = (needed <= old) & (needed >= old * SHRINK_BELOW)
+            scale = torch.where(fits, old, _bf16_above(needed * HEADROOM))
+        inverse = torch.where(scale > 0, 1 / scale, 0)
+        shifted = values * inverse + self.half
+        codes = (shifted + (0.5 if noise is None else noise)).floor_().clamp_(0, 2 * self.half)
+        return codes.to(torch.uint8), scale
+
+    def _pack(self, codes: Tensor, scale: Tensor) -> Tensor:
+        per_byte = 8 // self.bits
+        if per_byte > 1:
+            padded = codes.new_zeros(len(codes), self.code_bytes * per_byte)
+            padded[:, : self.width] = codes
+            parts = padded.view(len(codes), self.code_bytes, per_byte)
+            codes = parts[:, :, 0].clone()
+            for k in range(1, per_byte):
+                codes |= parts[:, :, k] << (k * self.bits)
+        return torch.cat([codes, scale.to(torch.bfloat16).view(torch.uint8)], 1)
+
+    def _codes(self, stored: Tensor) -> Tensor:
+        codes = stored[:, : self.code_bytes]
+        per_byte = 8 // self.bits
+        if per_byte > 1:
+            mask = 2**self.bits - 1
+            codes = torch.stack([(codes >> (k * self.bits)) & mask for k in range(per_byte)], 2)
+            codes = codes.view(len(stored), self.code_bytes * per_byte)[:, : self.width]
+        return codes.to(torch.float32)
+
+    def _scales(self, stored: Tensor) -> Tensor:
+        return (
+            stored[:, self.code_bytes :]
+            .clone(memory_format=torch.contiguous_format)
+            .view(torch.bfloat16)
+            .to(torch.float32)
+        )
+
+
+def rounding_noise(rows: Tensor, width: int, step: int) -> Tensor:
+    """The noise of stochastic rounding: uniform, a pure function of row, column and step.
+
+    Args:
+        rows: [n] row numbers.
+        width: D.
+        step: number of the optimizer step.
+
+    Returns:
+        [n, D] fp32 in [0, 1), multiples of 2**-24.
+    """
+    base = _mix32((rows.to(torch.int64) * 0x9E3779B1 + step * 0x85EBCA6B) & _MASK)
+    # an odd multiple of a uniform number is uniform; keys far from small multiples of one another keep columns apart
+    columns = _mix32(torch.arange(1, width + 1, dtype=torch.int64, device=rows.device)) | 1
+    return (((base.unsqueeze(1) * columns) & _MASK) >> 8).to(torch.float32) * 2.0**-24
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """A 32-bit finaliser (constants of Wellons' lowbias32), in int64."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def _bf16_above(x: Tensor) -> Tensor:
+    """The smallest bf16 not below a non-negative fp32, as fp32."""
+    bits = x.contiguous().view(torch.int32).to(torch.int64)
+    return ((bits + 0xFFFF) >> 16 << 16).to(torch.int32).view(torch.float32)

@@ -1,0 +1,88 @@
+"""Which kernel a table runs on.
+
+`auto` is the fastest that the machine has (`python -m benchmarks.table_kernels`): numba for every format on a CPU,
+plain torch where numba is not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Literal
+
+from features.errors import ConfigError
+from recsys.embeddings.formats import FormatName, RowFormat
+from recsys.embeddings.table import Table, TableOptimizer
+from recsys.embeddings.torch_table import TorchTable
+from recsys.memory import MemoryPart, require_memory
+
+KernelName = Literal["auto", "torch", "numba", "fbgemm"]
+
+
+def make_table(
+    rows: int, width: int, optimizer: TableOptimizer, kernel: KernelName = "auto", format: FormatName = "fp32"
+) -> Table:
+    """The table on the kernel asked for.
+
+    Raises:
+        ConfigError: the kernel is not installed, or lacks the optimizer or the format; or there is no memory for the
+            table.
+    """
+    require_memory(table_memory(rows, width, optimizer, format))
+    if kernel == "auto":
+        kernel = "numba" if is_installed("numba") else "torch"
+    package = {"numba": "numba", "fbgemm": "fbgemm_gpu"}.get(kernel)
+    if package and not is_installed(package):
+        raise ConfigError(
+            f"{kernel} is not installed",
+            field="embedding.kernel",
+            found=kernel,
+            mend="pip install 'recsys-embeddings[torchrec]' on Linux, or set it to auto"
+            if kernel == "fbgemm"
+            else "pip install numba, or set it to auto",
+        )
+    try:
+        if kernel == "fbgemm":
+            from recsys.embeddings.fbgemm_table import FbgemmTable
+
+            return FbgemmTable(rows, width, optimizer, format)
+        if kernel == "numba":
+            from recsys.embeddings.numba_table import NumbaTable
+
+            return NumbaTable(rows, width, optimizer, format)
+        return TorchTable(rows, width, optimizer, format)
+    except (RuntimeError, MemoryError) as error:
+        size = rows * RowFormat(format, width).row_bytes
+        raise ConfigError(
+            "the table and its optimizer's state do not fit into memory",
+            field="embedding.rows",
+            found=f"{rows:,} rows x {width} values in {format}: {size:,} bytes, before the optimizer's state",
+            mend="lower embedding.rows or embedding.width",
+        ) from error
+
+
+def table_memory(rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> list[MemoryPart]:
+    """What a table and its optimizer's state take.
+
+    >>> [(part.name, part.bytes) for part in table_memory(1000, 8, TableOptimizer("adam"))]
+    [('table', 32000), ('optimizer of the table', 64000)]
+    """
+    second = 1 if optimizer.name.startswith("rowwise") else width
+    first_or_last = {"adam": width, "rmsprop": 1}.get(optimizer.name.removeprefix("rowwise_"), 0)
+    state = 0 if optimizer.name == "sgd" else second + first_or_last
+    row_bytes = width * 4 if optimizer.master else RowFormat(format, width).row_bytes
+    return [
+        MemoryPart("table", rows * row_bytes, "embedding.rows", "lower embedding.rows or embedding.width"),
+        MemoryPart(
+            "optimizer of the table",
+            rows * state * 4,
+            "train.table_optimizer",
+            "rowwise_adagrad holds one state a row; or lower embedding.rows or embedding.width",
+        ),
+    ]
+
+
+@functools.cache
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not imported to find out."""
+    return importlib.util.find_spec(package) is not None
