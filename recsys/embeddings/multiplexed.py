@@ -59,7 +59,7 @@ class MultiplexedEmbedding(nn.Module):
         if plan.hot_slots and not isinstance(self.table, TorchTable):
             raise ConfigError(
                 "the hot region needs the gradient of every lookup, which the fbgemm kernel keeps to itself",
-                field="embedding.hot.features",
+                field="embedding.hot",
                 found=", ".join(f.name for f in plan.features if f.hot_slots),
                 mend="leave it empty, or set embedding.kernel to auto",
             )

@@ -7,7 +7,7 @@ the indices of exact values and of hot ids travel beside it as arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -214,7 +214,7 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
     chunks = {n: config.chunks.of(n) for n in known}
     collisionless = config.kind == "collisionless"
     exact = {n for n in known if chunks[n] and (collisionless or config.exact.of(n, values[n]))}
-    hot = {n: _whole_buckets(config.hot.features[n]) for n in sorted(config.hot.features) if chunks[n]}
+    hot = _hot_slots(config, [n for n in known if chunks[n]], exact, id_counts)
     _check_not_exact(hot, exact, config)
     segments, hashed_rows = _hashed_segments(config, known, chunks, values, exact)
     exact_base, exact_start, end, entries = {}, {}, hashed_rows, 0
@@ -318,8 +318,36 @@ def _hashed_segments(
     return segments, end
 
 
-def _whole_buckets(slots: int) -> int:
-    return -(-slots // WAYS) * WAYS
+def head_of(id_counts: IdCounts, names: Sequence[str], ids: int) -> dict[str, np.ndarray]:
+    """The ids seen most often over several features; of equals, those with the smaller fingerprint.
+
+    Args:
+        id_counts: distinct fingerprints of the features, and how often each was seen.
+        names: the features; one without counts has no ids.
+        ids: how many, at most.
+
+    Returns:
+        Feature name -> int64 fingerprints ascending, perhaps none.
+
+    >>> counts = {"a": (np.array([5, 6]), np.array([9, 1])), "b": (np.array([7]), np.array([3]))}
+    >>> {name: head.tolist() for name, head in head_of(counts, ["a", "b"], 2).items()}
+    {'a': [5], 'b': [7]}
+    """
+    nothing = np.empty(0, np.int64), np.empty(0, np.int64)
+    counts = [id_counts.get(name, nothing) for name in names]
+    fingerprints, seen = (np.concatenate([np.empty(0, np.int64), *(c[i] for c in counts)]) for i in (0, 1))
+    owner = np.repeat(np.arange(len(names)), [len(c[0]) for c in counts])
+    chosen = np.lexsort((fingerprints, -seen))[:ids]
+    return {name: np.sort(fingerprints[chosen][owner[chosen] == i]) for i, name in enumerate(names)}
+
+
+def _hot_slots(config: EmbeddingConfig, used: list[str], exact: set[str], id_counts: IdCounts) -> dict[str, int]:
+    """Slots of each feature that has any, in order of feature name."""
+    slots = {n: config.hot.features[n] for n in used if n in config.hot.features}
+    if config.hot.slots:
+        others = [n for n in used if n not in exact and n not in slots]
+        slots |= {n: len(head) for n, head in head_of(id_counts, others, config.hot.slots).items() if len(head)}
+    return {n: -(-slots[n] // WAYS) * WAYS for n in sorted(slots)}
 
 
 def _first_owners(config: EmbeddingConfig, hot: dict[str, int], id_counts: IdCounts) -> tuple[np.ndarray, np.ndarray]:

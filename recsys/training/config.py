@@ -37,6 +37,9 @@ class TrainConfig(Strict):
     a row; sgd: none."""
     table_learning_rate: float = Field(0.05, gt=0)
     """The table's rate."""
+    table_eps: float = Field(1e-8, gt=0)
+    """Added to the root of a row's second moment before it divides the step; about as large as the gradient of one
+    example (1e-4 at some hundred rows a batch), it makes the steps of rows seen rarely smaller, against overfitting."""
     table_l2: float = Field(0.0, ge=0)
     """Pull of the table's rows towards 0 whenever they are touched, added to their gradient."""
     table_master: bool = False
@@ -89,4 +92,4 @@ class TrainConfig(Strict):
     @property
     def optimizer_of_table(self) -> TableOptimizer:
         """The table's optimizer, for the model that is to be trained."""
-        return TableOptimizer(self.table_optimizer, l2=self.table_l2, master=self.table_master)
+        return TableOptimizer(self.table_optimizer, eps=self.table_eps, l2=self.table_l2, master=self.table_master)

@@ -192,7 +192,7 @@ def check_distributed(train: TrainConfig, embedding: EmbeddingConfig, plan: Embe
     if plan.hot_slots:
         raise ConfigError(
             "several processes have no hot region: each sees the gradients of its own lookups only",
-            field="embedding.hot.features",
+            field="embedding.hot",
             found=", ".join(f.name for f in plan.features if f.hot_slots),
             mend=f"leave it empty, {alone}",
         )

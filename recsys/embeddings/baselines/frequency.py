@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from features.layout import Layout
 from recsys.embeddings.addressing import Addresser, Lookup, Segment
 from recsys.embeddings.baselines.base import KEY_BYTES, BaselineConfig, BaselineEmbedding, distinct_values
-from recsys.embeddings.plan import IdCounts, exact_index
+from recsys.embeddings.plan import IdCounts, exact_index, head_of
 
 
 class FrequencySplitEmbedding(BaselineEmbedding):
@@ -34,7 +33,7 @@ class FrequencySplitEmbedding(BaselineEmbedding):
         values = distinct_values(layout, id_counts)
         row_bytes = config.width * 4
         own_bytes = row_bytes + KEY_BYTES
-        own = most_frequent(id_counts, list(values), int(budget * frequent) // own_bytes)
+        own = head_of(id_counts, list(values), int(budget * frequent) // own_bytes)
         own_rows = sum(len(fingerprints) for fingerprints in own.values())
         rare_rows = (budget - own_rows * own_bytes) // row_bytes
         if rare_rows < len(values):
@@ -54,20 +53,3 @@ class FrequencySplitEmbedding(BaselineEmbedding):
         rows = self.address(ids, self.exact_keys, self.hot_keys)
         vectors: Tensor = self.table(rows.flatten())
         return vectors.view(len(ids), self.output_width)
-
-
-def most_frequent(id_counts: IdCounts, names: list[str], rows: int) -> dict[str, np.ndarray]:
-    """The `rows` ids seen most often, over all features; of equals, those with the smaller fingerprint.
-
-    Returns:
-        Feature name -> int64 fingerprints, perhaps none.
-
-    >>> counts = {"a": (np.array([5, 6]), np.array([9, 1])), "b": (np.array([7]), np.array([3]))}
-    >>> {name: ids.tolist() for name, ids in most_frequent(counts, ["a", "b"], 2).items()}
-    {'a': [5], 'b': [7]}
-    """
-    fingerprints = np.concatenate([id_counts[name][0] for name in names])
-    seen = np.concatenate([id_counts[name][1] for name in names])
-    owner = np.repeat(np.arange(len(names)), [len(id_counts[name][0]) for name in names])
-    chosen = np.lexsort((fingerprints, -seen))[:rows]
-    return {name: np.sort(fingerprints[chosen][owner[chosen] == i]) for i, name in enumerate(names)}

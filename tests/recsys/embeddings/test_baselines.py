@@ -23,8 +23,8 @@ from recsys.embeddings.baselines import (
     QuotientRemainderEmbedding,
     RobeEmbedding,
 )
-from recsys.embeddings.baselines.frequency import most_frequent
 from recsys.embeddings.baselines.quotient_remainder import choose_moduli
+from recsys.embeddings.plan import head_of
 from recsys.models import CTRModel, ModelConfig
 
 SIZES = {"user": 3000, "item": 700, "age": 7}
@@ -129,7 +129,7 @@ def test_quotient_and_remainder_rows_are_multiplied() -> None:
 
 def test_frequent_ids_have_rows_of_their_own_and_the_others_hash() -> None:
     module = FrequencySplitEmbedding(LAYOUT, COUNTS, BUDGET, BaselineConfig(WIDTH), frequent=0.8).eval()
-    own = most_frequent(COUNTS, list(SIZES), int(BUDGET * 0.8) // (4 * WIDTH + 4))
+    own = head_of(COUNTS, list(SIZES), int(BUDGET * 0.8) // (4 * WIDTH + 4))
     owned = sum(len(v) for v in own.values())
     columns = {name: torch.from_numpy(COUNTS[name][0]) for name in SIZES}
     seen_rows: set[int] = set()
@@ -153,7 +153,7 @@ def test_frequent_ids_have_rows_of_their_own_and_the_others_hash() -> None:
 
 
 def test_no_rare_id_was_seen_more_often_than_a_frequent_one() -> None:
-    own = most_frequent(COUNTS, list(SIZES), 200)
+    own = head_of(COUNTS, list(SIZES), 200)
     assert sum(len(v) for v in own.values()) == 200
     seen = {True: [], False: []}  # type: dict[bool, list[int]]
     for name, (values, times) in COUNTS.items():

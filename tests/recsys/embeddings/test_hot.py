@@ -19,6 +19,7 @@ from recsys.embeddings.addressing import NO_OWNER, WAYS, find_hot, hashed_rows, 
 from recsys.embeddings.average import RowAverage
 from recsys.embeddings.hot import HotRegion, contest, most_frequent
 from recsys.embeddings.kernel import is_installed
+from recsys.embeddings.plan import head_of
 from recsys.embeddings.torch_table import TorchTable
 from recsys.tensorfile import write_tensors
 
@@ -299,6 +300,24 @@ def test_training_may_start_with_the_most_frequent_ids() -> None:
     assert float(hot.scores.sum()) == pytest.approx(counts[own].sum() / counts.sum() / (1 - 0.5**0.001), rel=1e-4)
 
 
+def test_slots_are_divided_by_who_has_the_most_frequent_ids() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"user": 1000, "item": 300}
+    counts = {
+        name: (rng.integers(-(2**63), 2**63 - 1, n), 1 + (1e4 * zipf(n, 1.2)).astype(np.int64))
+        for name, n in sizes.items()
+    }
+    head = head_of(counts, list(sizes), 200)
+    slots = {f.name: f.hot_slots for f in make({"slots": 200}, counts=counts).plan.features}
+    assert slots == {name: -(-len(ids) // WAYS) * WAYS for name, ids in head.items()}
+    assert 200 <= sum(slots.values()) < 200 + 2 * WAYS
+    # what is named keeps its own number, what is exact has none: the others divide all slots
+    named = make({"slots": 200, "features": {"item": 16}}, counts=counts).plan
+    assert {f.name: f.hot_slots for f in named.features} == {"user": 200, "item": 16}
+    exact = make({"slots": 200}, counts=counts, exact={"features": {"item": True}}).plan
+    assert {f.name: f.hot_slots for f in exact.features} == {"user": 200, "item": 0}
+
+
 def test_first_owners_do_not_depend_on_the_order_of_the_counts() -> None:
     ids = np.arange(500, dtype=np.int64)
     counts = np.ones(500, np.int64)
@@ -368,5 +387,5 @@ def test_what_cannot_be_hot_is_refused(config: dict[str, Any], text: str) -> Non
 
 @pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
 def test_fbgemm_has_no_hot_region() -> None:
-    with pytest.raises(ConfigError, match=r"hot\.features.*kernel to auto"):
+    with pytest.raises(ConfigError, match=r"hot.*kernel to auto"):
         MultiplexedEmbedding(make({"features": {"user": 64}}).plan, optimizer=TableOptimizer(), kernel="fbgemm")

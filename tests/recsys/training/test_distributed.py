@@ -240,7 +240,7 @@ def test_other_numbers_of_processes(store_folder: Path, folder: Path, alone: Any
         ({"table_master": True}, {}, "train.table_master"),
         ({"warm_start": "models:/ctr/1"}, {}, "train.warm_start"),
         ({}, {"format": "int8"}, "embedding.format"),
-        ({}, {"hot": {"features": {"user": 16}}}, "embedding.hot.features"),
+        ({}, {"hot": {"features": {"user": 16}}}, "embedding.hot"),
         ({}, {"kernel": "numba"}, "embedding.kernel"),
         ({"table_l2": 0.1}, {}, "train.table_l2"),
         ({"clip_norm": 1.0}, {}, "train.clip_norm"),
