@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,6 +133,17 @@ class MultiplexedEmbedding(nn.Module):
     def hot(self) -> HotRegion | None:
         """Who owns the hot slots and why; made when training first asks for it, for serving needs only the index."""
         return HotRegion(self.plan) if self.plan.hot_slots else None
+
+    def set_owners(self, keys: np.ndarray, shares: np.ndarray) -> None:
+        """Begins with other owners of the hot slots than the plan's.
+
+        Args:
+            keys: [S] int32, the hot index.
+            shares: [S] float32, share of the feature's training values that each took.
+        """
+        self.plan = replace(self.plan, hot_keys=keys, hot_shares=shares)
+        self.hot_keys.copy_(torch.from_numpy(keys))
+        self.__dict__.pop("hot", None)  # made anew from the plan
 
     def _evidence(self, feature: FeaturePlan, watched: list[_Watched]) -> tuple[Tensor, Tensor]:
         """The values of a feature looked up since the last step, [n], and the norms of their gradients, [n]."""
