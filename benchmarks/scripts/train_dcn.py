@@ -1,4 +1,7 @@
-"""One run of our Trainer on a prepared store, timed epoch by epoch: the other side of `deepctr_torch_dcn.py`."""
+"""One run of our Trainer on a prepared store, timed epoch by epoch: the other side of `deepctr_torch_dcn.py`.
+
+With `breakdown` in the request, the last epoch runs under torch's profiler and is told apart by what took the time.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,25 @@ import torch
 from features.loader import Loader
 from features.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
+from recsys.embeddings.torch_table import TorchTable
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, TrainResult
 
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise")
+TABLE = ("table lookup", "table update")
+
 
 class Clock:
-    """A listener that times every epoch, from its first batch asked for to its last step."""
+    """A listener that times every epoch, from its first batch asked for to its last step.
 
-    def __init__(self, steps: int) -> None:
+    Args:
+        steps: steps of an epoch.
+        profiler: started with the second epoch and stopped at its end, if given.
+    """
+
+    def __init__(self, steps: int, profiler: torch.profiler.profile | None = None) -> None:
         self.steps = steps
+        self.profiler = profiler
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self.started = 0.0
@@ -35,10 +48,14 @@ class Clock:
         """The last step of an epoch ends its time: validation and checkpoint come after it."""
         if step % self.steps == 0:
             self.seconds.append(time.perf_counter() - self.started)
+            if self.profiler and len(self.seconds) == 2:
+                self.profiler.stop()
 
     def on_epoch(self, epoch: int, step: int, values: dict[str, float]) -> None:
         """The next epoch begins."""
         self.losses.append(values["train/epoch_loss"])
+        if self.profiler and epoch == 1:
+            self.profiler.start()
         self.started = time.perf_counter()
 
     def on_end(self, result: TrainResult) -> None:
@@ -50,10 +67,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: store (its folder), examples, rows (of the whole table), width, hidden, cross_layers, batch_size,
-            epochs, threads.
+            epochs, threads, breakdown.
 
     Returns:
-        seconds of each epoch, the loss of each, the number of parameters, settings.
+        seconds of each epoch, the loss of each, the number of parameters, settings; shares of the time with breakdown.
     """
     torch.set_num_threads(request["threads"])
     store = Store.open(Path(request["store"]))
@@ -65,7 +82,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     )
     plan = plan_embedding(store.layout, embedding, store.id_counts("train"))
     model = CTRModel(store.layout, plan, network, seed=0, optimizer=config.optimizer_of_table)
-    clock = Clock(steps)
+    profiler = _profiler(model) if request.get("breakdown") else None
+    clock = Clock(steps, profiler)
     train = _First(Loader(store, "train", config.batch_size, shuffle_seed=0), steps)
     with tempfile.TemporaryDirectory(prefix="recsys-benchmark-") as folder:
         trainer = Trainer(model, config, seed=0, folder=Path(folder), listener=clock)
@@ -81,6 +99,33 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             "table_bytes": plan.table_bytes,
             "rows": plan.rows,
         },
+        "shares": _shares(profiler, clock.seconds[1]) if profiler else None,
+    }
+
+
+def _profiler(model: CTRModel) -> torch.profiler.profile:
+    """A profiler that also sees the table's kernels, which are not torch's."""
+    table = model.embedding.table
+    assert isinstance(table, TorchTable)
+    for name, label in zip(("gather", "step"), TABLE, strict=True):
+        setattr(table, name, torch.profiler.record_function(label)(getattr(table, name)))
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+
+def _shares(profiler: torch.profiler.profile, seconds: float) -> dict[str, float]:
+    """What took the time of the profiled epoch, as shares of it."""
+    events = {event.key: event for event in profiler.key_averages()}
+    shares = {
+        "matrix products": sum(events[name].self_cpu_time_total for name in PRODUCTS if name in events),
+        **{name: events[name].cpu_time_total for name in TABLE},
+    }
+    shares = {name: microseconds / 1e6 / seconds for name, microseconds in shares.items()}
+    within = {"table lookup", "table update", *PRODUCTS}
+    others = sorted((e for e in events.values() if e.key not in within), key=lambda e: -e.self_cpu_time_total)[:6]
+    return {
+        **shares,
+        "outside": 1 - sum(shares.values()),
+        **{f"of which {e.key}": e.self_cpu_time_total / 1e6 / seconds for e in others},
     }
 
 

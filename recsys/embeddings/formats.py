@@ -18,6 +18,8 @@ SCALE_BYTES = 2
 """An integer row ends with its scale in bf16."""
 HEADROOM = 1.125
 """A scale that has to grow grows this much further than it must."""
+BEST_STEP = {4: 0.3352, 2: 0.9957}
+"""Bits of a code -> the scale that rounds normally distributed values of variance 1 best (Max 1960, table II)."""
 SHRINK_BELOW = 0.5
 """A scale is made smaller once the row needs less than this share of it."""
 
@@ -74,7 +76,9 @@ class RowFormat:
 
         Args:
             values: finite.
-            noise: [n, D] in [0, 1) for stochastic rounding; rounds to nearest without.
+            noise: [n, D] in [0, 1) for stochastic rounding, under a scale that holds every value. Without, values are
+                rounded to nearest, and those of an int4 or int2 row that lie far out are held at the last level, where
+                that makes the whole row more exact.
             previous: the rows' last stored form; an integer row keeps its scale while that serves, because a value
                 that stays on its grid is not rounded again.
         """
@@ -106,6 +110,10 @@ class RowFormat:
     def _quantise(self, values: Tensor, noise: Tensor | None, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes [n, D] uint8 and scales [n, 1] fp32, exact in bf16."""
         needed = values.abs().amax(1, keepdim=True) / self.half
+        if noise is None and self.bits in BEST_STEP:
+            # in float64, where the order of the sum does not show
+            spread = values.double().square().mean(1, keepdim=True).sqrt() * BEST_STEP[self.bits]
+            needed = torch.minimum(needed, spread.float())
         scale = _bf16_above(needed)
         if previous is not None:
             old = self._scales(previous)

@@ -145,16 +145,25 @@ def update(
 
 
 @njit(parallel=True, **_COMPILE)
-def round_rows(values: Any, bits: Any, workers: Any) -> None:
-    """Rounds rows [n, D] fp32 in place to what their integer format would read them as, to nearest."""
+def round_rows(values: Any, bits: Any, best_step: Any, workers: Any) -> None:
+    """Rounds rows [n, D] fp32 in place to what their integer format would read them as, to nearest.
+
+    Args:
+        values: [n, D] fp32.
+        bits: of a code.
+        best_step: `formats.BEST_STEP` of these bits; infinite if there is none.
+        workers: parts the work is divided into.
+    """
     n, width = len(values), np.uint64(values.shape[1])
     half = _half(bits)
     for worker in prange(workers):
         for i in range(np.uint64(n * worker // workers), np.uint64(n * (worker + 1) // workers)):
-            largest = np.float32(0)
+            largest, squares = np.float32(0), np.float64(0)
             for j in range(width):
                 largest = max(largest, abs(values[i, j]))
-            scale = _bf16_above(largest / half)
+                squares += np.float64(values[i, j]) ** 2
+            spread = np.float32(np.sqrt(squares / np.float64(width)) * best_step)
+            scale = _bf16_above(min(largest / half, spread))
             inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
             for j in range(width):
                 values[i, j] = (_nearest_code(values[i, j], inverse, half) - half) * scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numba
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recsys.embeddings import numba_kernels as kernels
-from recsys.embeddings.formats import FormatName
+from recsys.embeddings.formats import BEST_STEP, FormatName
 from recsys.embeddings.table import TableOptimizer
 from recsys.embeddings.torch_table import TorchTable
 
@@ -49,7 +50,7 @@ class NumbaTable(TorchTable):
             return out
         if not self.format.is_integer:
             return self.format.round(out)
-        kernels.round_rows(out.numpy(), self._bits, workers)
+        kernels.round_rows(out.numpy(), self._bits, BEST_STEP.get(self.format.bits, math.inf), workers)
         return out
 
     @torch.no_grad()
