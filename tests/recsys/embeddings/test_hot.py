@@ -338,7 +338,7 @@ def test_training_bytes_are_what_the_state_takes() -> None:
     table = module.plan.rows * WIDTH * 4
     assert module.training_bytes == table + index + adam + hot
     table = module.table
-    table.average = RowAverage(table.weights(), 0.9)
+    table.average = RowAverage(table.rows, table.width, 0.9)
     assert module.training_bytes == table + index + adam + hot + rows * (WIDTH * 4 + 4) + 4
 
 
