@@ -2,8 +2,9 @@
 
 MovieLens-1M with the settings of configs/movielens_1m.yaml.  A trained model is taken over into other shapes: twice,
 one and a half times and half the rows, zip added, occupation dropped, movie_id reset, and nothing changed.  Test AUC
-before, right after, after one and after three more epochs, and of a model trained from scratch in that shape.  A seed
-redraws the split, the weights, the order of rows and the hashes.
+before, right after, after one and after three more epochs (with the config's rates, and with rates that fall to 0),
+and of a model trained from scratch in that shape.  A seed redraws the split, the weights, the order of rows and the
+hashes.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ class Lab:
         optimizer = config.train.optimizer_of_table
         return CTRModel(self.store.layout, plan, config.model, seed=self.seed, optimizer=optimizer)
 
-    def train(self, config: ExperimentConfig, model: CTRModel, epochs: int | None = None) -> tuple[CTRModel, int]:
-        """Trains to the end, or for some epochs; the model keeps the best of them, whose number is returned too."""
-        settings = config.train.model_copy(update={"epochs": epochs} if epochs else {})
+    def train(self, config: ExperimentConfig, model: CTRModel, **changes: Any) -> tuple[CTRModel, int]:
+        """Trains with some settings changed; the model keeps the best epoch, whose number is returned too."""
+        settings = config.train.model_copy(update=changes)
         train = Loader(self.store, "train", settings.batch_size, shuffle_seed=self.seed)
         valid = Loader(self.store, "valid", settings.eval_batch_size)
         with tempfile.TemporaryDirectory(dir=self.folder) as checkpoints:
@@ -111,9 +112,14 @@ def measure_seed(lab: Lab, settings: Settings) -> list[dict[str, Any]]:
         model, report = lab.taken_over(old, config, change)
         run: dict[str, Any] = {"change": change, "seed": lab.seed, "before": before, "right_after": lab.auc(model)}
         run["by_hash_space"] = lab.auc(lab.taken_over(old, config, change, by_traffic=False)[0])
-        for more in (1, MORE_EPOCHS):
+        more: dict[str, dict[str, Any]] = {
+            "after_1": {"epochs": 1},
+            f"after_{MORE_EPOCHS}": {"epochs": MORE_EPOCHS},
+            "falling": {"epochs": MORE_EPOCHS, "schedule": "linear"},
+        }
+        for name, changes in more.items():
             again, _ = lab.taken_over(old, config, change)
-            run[f"after_{more}"] = lab.auc(lab.train(config, again, more)[0])
+            run[name] = lab.auc(lab.train(config, again, **changes)[0])
         run["scratch"], run["scratch_epochs"] = scratch[overrides]
         run["lookups_kept"] = report.lookups_kept
         run["rows_kept"] = report.rows_kept / report.rows
@@ -159,7 +165,7 @@ def _summary(change: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     for key in (key for key in runs[0] if key not in KEYS):
         values = np.array([run[key] for run in runs], dtype=np.float64)
         line[key] = round(float(values.mean()), 5)
-        if key in ("before", "right_after", "after_1", f"after_{MORE_EPOCHS}", "scratch") and len(runs) > 1:
+        if key in ("before", "right_after", "after_1", f"after_{MORE_EPOCHS}", "falling", "scratch") and len(runs) > 1:
             line[f"{key}_std"] = round(float(values.std(ddof=1)), 5)
     return line
 

@@ -168,7 +168,12 @@ def contest(scores: Tensor, buckets: Tensor, candidates: Tensor, margin: float) 
 
 
 def most_frequent(
-    feature: str, slots: int, fingerprints: np.ndarray, counts: np.ndarray, hash_seed: int = 0
+    feature: str,
+    slots: int,
+    fingerprints: np.ndarray,
+    counts: np.ndarray,
+    hash_seed: int = 0,
+    ahead: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The hot index of a feature with its most frequent ids as owners.
 
@@ -178,18 +183,23 @@ def most_frequent(
         fingerprints: [n] int64, distinct.
         counts: [n] how often each was seen.
         hash_seed: that of the plan.
+        ahead: [n] ids that come before all others, however frequent those are; none when left out.
 
     Returns:
         [slots] int32 keys, and [slots] float32 the share of all counts each took, 0 for an empty slot.
     """
-    order = np.lexsort((fingerprints, -counts))[: 2 * slots]  # as many again stand by for buckets that have room
+    ahead = np.zeros(len(counts), bool) if ahead is None else ahead
+    order = np.lexsort((fingerprints, -counts, ~ahead))[: 2 * slots]  # as many again stand by for buckets with room
     hashes = mix64(torch.from_numpy(fingerprints[order]) ^ salt(feature, 0, hash_seed))
     share = torch.from_numpy(counts[order] / counts.sum()).to(torch.float32)
+    rank = share.double() + 2.0 * torch.from_numpy(ahead[order])
     key, buckets = hot_key(hashes), hot_buckets(hashes, 0, slots // WAYS)
     keys, shares = torch.full((slots,), NO_OWNER, dtype=torch.int32), torch.zeros(slots)
+    ranks = torch.zeros(slots, dtype=torch.float64)
     while True:
         without = (~find_hot(keys, buckets, key)[1]).nonzero().squeeze(1)
-        winner, slot = contest(shares, buckets[without], share[without], margin=1.0)
+        winner, slot = contest(ranks, buckets[without], rank[without], margin=1.0)
         if not len(winner):
             return keys.numpy(), shares.numpy()
-        keys[slot], shares[slot] = key[without[winner]], share[without[winner]]
+        chosen = without[winner]
+        keys[slot], shares[slot], ranks[slot] = key[chosen], share[chosen], rank[chosen]

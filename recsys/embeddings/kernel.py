@@ -10,6 +10,8 @@ import functools
 import importlib.util
 from typing import Literal
 
+import torch
+
 from features.errors import ConfigError
 from recsys.embeddings.formats import FormatName, RowFormat
 from recsys.embeddings.table import Table, TableOptimizer
@@ -65,19 +67,18 @@ def table_memory(rows: int, width: int, optimizer: TableOptimizer, format: Forma
     """What a table and its optimizer's state take.
 
     >>> [(part.name, part.bytes) for part in table_memory(1000, 8, TableOptimizer("adam"))]
-    [('table', 32000), ('optimizer of the table', 64000)]
+    [('table', 32000), ('optimizer of the table', 64008)]
     """
-    second = 1 if optimizer.name.startswith("rowwise") else width
-    first_or_last = {"adam": width, "rmsprop": 1}.get(optimizer.name.removeprefix("rowwise_"), 0)
-    state = 0 if optimizer.name == "sgd" else second + first_or_last
-    row_bytes = width * 4 if optimizer.master else RowFormat(format, width).row_bytes
+    with torch.device("meta"):  # shapes alone
+        outline = TorchTable(rows, width, optimizer, format)
+    smaller = "lower embedding.rows or embedding.width"
     return [
-        MemoryPart("table", rows * row_bytes, "embedding.rows", "lower embedding.rows or embedding.width"),
+        MemoryPart("table", outline.weight.nbytes, "embedding.rows", smaller),
         MemoryPart(
             "optimizer of the table",
-            rows * state * 4,
+            sum(t.nbytes for t in outline.state.values()),
             "train.table_optimizer",
-            "rowwise_adagrad holds one state a row; or lower embedding.rows or embedding.width",
+            f"rowwise_adagrad holds one state a row; or {smaller}",
         ),
     ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -138,11 +140,21 @@ class MultiplexedEmbedding(nn.Module):
 
     @property
     def training_bytes(self) -> int:
-        """Bytes that training keeps beside the table: optimizer state, moving average, and the hot region's scores,
-        ages and sketch."""
-        average, hot = self.table.average, self.hot
-        states = self.table.optimizer_state(), average.state() if average else {}, hot.state() if hot else {}
-        return sum(t.numel() * t.element_size() for state in states for t in state.values())
+        """Bytes of all that training keeps by row or id: the table with its optimizer's state and moving average, the
+        indices, and the hot region's scores, ages and sketch."""
+        tensors = [self.exact_keys, self.hot_keys, *(self.hot.state().values() if self.hot else ())]
+        return self.table.training_bytes + sum(t.numel() * t.element_size() for t in tensors)
+
+    def set_owners(self, keys: np.ndarray, shares: np.ndarray) -> None:
+        """Begins with other owners of the hot slots than the plan's.
+
+        Args:
+            keys: [S] int32, the hot index.
+            shares: [S] float32, share of the feature's training values that each took.
+        """
+        self.plan = replace(self.plan, hot_keys=keys, hot_shares=shares)
+        self.hot_keys.copy_(torch.from_numpy(keys))
+        self.__dict__.pop("hot", None)  # made anew from the plan
 
     def _evidence(self, feature: FeaturePlan, watched: list[_Watched]) -> tuple[Tensor, Tensor]:
         """The values of a feature looked up since the last step, [n], and the norms of their gradients, [n]."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.embeddings.addressing import NO_OWNER
+from recsys.embeddings.hot import most_frequent
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import IdCounts
 from recsys.embeddings.table import Table
@@ -100,6 +103,35 @@ class RowMap:
         rows = unread.nonzero().flatten() + start
         parts = [(new, old, weight.double()), *(overlaps(rows, *segment) for segment in self._segments)]
         return _weighted(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def keep_owners(
+    old: MultiplexedEmbedding, new: MultiplexedEmbedding, id_counts: IdCounts, reset: Collection[str] = ()
+) -> None:
+    """Lets the ids that own hot rows of the old table own some of the new one, as far as the data still has them.
+
+    If there are fewer slots than owners the most frequent stay.  If there are more, the others begin as the plan has
+    it: with the most frequent of the other ids, or empty.
+
+    Args:
+        old: the trained embedding.
+        new: the embedding to be filled, before its rows are.
+        id_counts: distinct training fingerprints of the new one's features, and how often each was seen.
+        reset: features whose old owners do not count.
+    """
+    before = {f.name: f for f in old.plan.features if f.hot_slots and f.name not in reset}
+    keys, shares = new.plan.hot_keys.copy(), new.plan.hot_shares.copy()
+    for f in (f for f in new.plan.features if f.hot_slots and f.name in before):
+        was, (values, counts) = before[f.name], id_counts[f.name]
+        row = old.rows_of(f.name, torch.from_numpy(values))[:, 0].numpy()
+        owned = (row >= was.hot_base) & (row < was.hot_base + was.hot_slots * was.chunks)
+        own = slice(f.hot_start, f.hot_start + f.hot_slots)
+        candidates = owned if (keys[own] == NO_OWNER).all() else np.ones(len(values), bool)
+        if owned.any():
+            given = values[candidates], counts[candidates]
+            keys[own], share = most_frequent(f.name, f.hot_slots, *given, new.plan.hash_seed, owned[candidates])
+            shares[own] = share * (counts[candidates].sum() / counts.sum())
+    new.set_owners(keys, shares)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 
 from features.errors import ConfigError, list_names, nearest
 from recsys.embeddings.plan import IdCounts
-from recsys.embeddings.transfer import Carried, RowMap, carry_rows
+from recsys.embeddings.transfer import Carried, RowMap, carry_rows, keep_owners
 from recsys.models.axes import Axis
 from recsys.models.ctr import CTRModel
 
@@ -93,6 +93,8 @@ def warm_start(new: CTRModel, old: CTRModel, id_counts: IdCounts, *, reset: Coll
         ConfigError: width, hash seed or network differ, or a feature to reset is not there; nothing was changed.
     """
     check_warm_start(new, old, reset)
+    keep_owners(old.embedding, new.embedding, id_counts, reset)
+    new.plan = new.embedding.plan
     row_map = RowMap(old.embedding, new.embedding, id_counts, reset)
     kept, merged = carry_rows(row_map, old.embedding.table, new.embedding.table)
     _carry_network(new, old, reset)

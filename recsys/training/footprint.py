@@ -17,7 +17,8 @@ FLOAT = 4
 NETWORK_COPIES = 4
 """Weights, gradients and Adam's two states."""
 TABLE_AVERAGE_COPIES = 4
-"""The average; in validation also the weights set aside, the averaged ones and a term of their sum."""
+"""The average; in validation also the rows' values, the averaged ones and a term of their sum, beside the stored rows
+that are set aside."""
 NETWORK_AVERAGE_COPIES = 2
 """As above, less the gradients, which are gone by then."""
 INPUT_COPIES = 4
@@ -33,14 +34,14 @@ def training_memory(layout: Layout, plan: EmbeddingPlan, network: ModelConfig, c
     A bag counts as one value an example.  What the data and the program itself take is left out.
     """
     with torch.device("meta"):  # shapes alone
-        outline = CTRModel(layout, replace(plan, rows=min(plan.rows, 1)), network)
+        outline = CTRModel(layout, replace(plan, rows=min(plan.rows, 1)), network, kernel="torch")
     parameters = sum(p.numel() for p in outline.dense_parameters().values())
     inputs = plan.output_width + len(layout.dense_names) + layout.vector_width
     layers = sum(network.hidden) + (network.cross_layers * inputs if network.interaction != "mlp" else 0)
     trained = config.batch_size * (INPUT_COPIES * inputs + LAYER_COPIES * layers)
     evaluated = config.eval_batch_size * (inputs + LAYER_COPIES * max([inputs, *network.hidden]))
     averaged = TABLE_AVERAGE_COPIES * plan.rows * plan.width + NETWORK_AVERAGE_COPIES * parameters
-    average = averaged * FLOAT if config.ema is not None else 0
+    average = averaged * FLOAT + plan.rows * plan.row_bytes if config.ema is not None else 0
     return [
         *table_memory(plan.rows, plan.width, config.optimizer_of_table, plan.format),
         MemoryPart("moving average", average, "train.ema", "leave it out, or lower embedding.rows"),

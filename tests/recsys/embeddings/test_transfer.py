@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, MultiplexedEmbedding, TableOptimizer, plan_embedding, transfer
-from recsys.embeddings.kernel import is_installed
+from recsys.embeddings.kernel import KernelName, is_installed
 from recsys.embeddings.plan import IdCounts
-from recsys.embeddings.transfer import RowMap, carry_rows, overlaps
+from recsys.embeddings.transfer import RowMap, carry_rows, keep_owners, overlaps
 
 SIZES = {"user": 60, "item": 25, "city": 4}
 LAYOUT = Layout(id_names=("user", "item"), bag_names=("city",), bag_poolings=("sum",))
@@ -136,20 +136,19 @@ def test_rows_are_averages_by_traffic_and_by_hash_space_where_there_is_none(
 
 
 @pytest.mark.parametrize(
-    "kernel",
+    ("kernel", "format"),
     [
-        "torch",
-        pytest.param(
-            "fbgemm", marks=pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="fbgemm-gpu is not installed")
-        ),
+        *(("torch", name) for name in ("fp32", "bf16", "fp16", "int8", "int4", "int2")),
+        pytest.param("numba", "int4", marks=pytest.mark.skipif(not is_installed("numba"), reason="no numba")),
+        pytest.param("fbgemm", "fp32", marks=pytest.mark.skipif(not is_installed("fbgemm_gpu"), reason="no fbgemm")),
     ],
 )
 @pytest.mark.parametrize("kind", ["multiplexed", "hashed", "collisionless"])
-@pytest.mark.parametrize("factor", [1, 2, 3, 7])
-def test_growing_by_a_whole_factor_keeps_every_bit(kind: str, factor: int, kernel: str) -> None:
+@pytest.mark.parametrize("factor", [1, 2, 7])
+def test_growing_by_a_whole_factor_keeps_every_bit(kind: str, factor: int, kernel: KernelName, format: str) -> None:
     """Also of values that were never seen."""
     counts = counts_of(user=31, item=31)
-    config = {"kind": kind, "exact": {"max_values": 10}, "chunks": {"default": 2}, "split": "equal"}
+    config = {"kind": kind, "exact": {"max_values": 10}, "chunks": {"default": 2}, "split": "equal", "format": format}
     old = build(counts, seed=1, rows=30, kernel=kernel, **config)
     new = build(counts, seed=2, rows=30 * factor, kernel=kernel, **config)
     row_map = RowMap(old, new, counts)
@@ -158,6 +157,87 @@ def test_growing_by_a_whole_factor_keeps_every_bit(kind: str, factor: int, kerne
         assert row_map.carried[name].kept == 1
         for seen in (counts, counts_of(seed=9)):
             assert torch.equal(values_of(old, seen, name), values_of(new, seen, name))
+
+
+def test_a_low_bit_row_is_copied_as_it_is_stored() -> None:
+    """Trained, its scale is no longer the one that its values would be given anew."""
+    counts = counts_of()
+    old, new = (build(counts, seed=seed, rows=30 * seed, exact={"max_values": 0}, format="int4") for seed in (1, 2))
+    stored = old.table.stored()
+    stored[:, :-2] = 0x77  # codes in the middle of the range, under the scale of a wider row
+    carry_rows(RowMap(old, new, counts), old.table, new.table)
+    assert torch.equal(new.table.stored(), stored.repeat_interleave(2, 0))
+
+
+@pytest.mark.parametrize(("was", "now"), [("fp32", "int8"), ("int4", "fp32"), ("bf16", "int4")])
+def test_rows_change_their_format_on_the_way(was: str, now: str) -> None:
+    counts = counts_of()
+    old, new = build(counts, seed=1, format=was), build(counts, seed=2, format=now)
+    carry_rows(RowMap(old, new, counts), old.table, new.table)
+    assert torch.equal(new.table.values(), new.table.format.round(old.table.values()))
+
+
+def hot(counts: IdCounts, seed: int = 1, slots: int = 8, start: str = "counts", **config: Any) -> MultiplexedEmbedding:
+    return build(counts, seed, exact={"max_values": 0}, hot={"features": {"user": slots}, "start": start}, **config)
+
+
+def owners(module: MultiplexedEmbedding, counts: IdCounts) -> set[int]:
+    f = next(f for f in module.plan.features if f.name == "user")
+    row = module.rows_of("user", torch.from_numpy(counts["user"][0]))[:, 0].numpy()
+    return set(counts["user"][0][(row >= f.hot_base) & (row < f.hot_base + f.hot_slots * f.chunks)].tolist())
+
+
+def trained_hot(counts: IdCounts) -> MultiplexedEmbedding:
+    """Owners that frequency alone would not have chosen."""
+    module = hot(counts, chunks={"default": 2})
+    rare = {name: (values, 51 - seen) for name, (values, seen) in counts.items()}
+    keep_owners(hot(rare), module, counts)
+    assert owners(module, counts) == owners(hot(rare), counts) != owners(hot(counts), counts)
+    return module
+
+
+@pytest.mark.parametrize("start", ["counts", "empty"])
+@pytest.mark.parametrize("rows", [30, 60])
+def test_owners_of_hot_rows_stay_and_every_bit_with_them(start: str, rows: int) -> None:
+    counts = counts_of()
+    old = trained_hot(counts)
+    new = hot(counts, seed=2, start=start, rows=rows, chunks={"default": 2})
+    keep_owners(old, new, counts)
+    row_map = RowMap(old, new, counts)
+    carry_rows(row_map, old.table, new.table)
+    assert owners(new, counts) == owners(old, counts)
+    for name in SIZES:
+        assert torch.equal(values_of(old, counts, name), values_of(new, counts, name))
+        assert row_map.carried[name].kept == 1
+    # what an owner has gathered is its share of the traffic
+    assert new.hot is not None
+    seen = dict(zip(counts["user"][0].tolist(), (counts["user"][1] / counts["user"][1].sum()).tolist(), strict=True))
+    share = torch.from_numpy(new.plan.hot_shares)
+    assert sorted(share.tolist()) == pytest.approx(sorted(seen[owner] for owner in owners(new, counts)))
+    torch.testing.assert_close(new.hot.scores / share, (new.hot.scores / share)[:1].expand(8))
+
+
+def test_more_hot_slots_go_to_the_next_or_to_nobody_and_fewer_to_the_most_frequent() -> None:
+    counts = counts_of()
+    old = trained_hot(counts)
+    more, empty, fewer = hot(counts, slots=24), hot(counts, slots=24, start="empty"), hot(counts, slots=8)
+    for new in (more, empty, fewer):
+        keep_owners(old, new, counts)
+    assert owners(more, counts) > owners(old, counts)
+    assert len(owners(more, counts)) == 24
+    assert owners(empty, counts) == owners(old, counts)
+    keep_owners(more, fewer, counts)
+    frequent = sorted(owners(more, counts), key=lambda i: -counts["user"][1][counts["user"][0].tolist().index(i)])
+    assert len(owners(fewer, counts) & set(frequent[:8])) >= 6  # a bucket may be full
+
+
+def test_owners_that_are_gone_or_reset_make_room() -> None:
+    counts, other = counts_of(), counts_of(seed=3)
+    old = trained_hot(counts)
+    for new_counts, reset in ((other, ()), (counts, ("user",))):
+        new = hot(new_counts, seed=2)
+        keep_owners(old, new, new_counts, reset)
+        assert owners(new, new_counts) == owners(hot(new_counts), new_counts)
 
 
 def test_values_that_become_exact_take_the_rows_they_hashed_to() -> None:

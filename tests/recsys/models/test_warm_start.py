@@ -16,6 +16,7 @@ from features.errors import ConfigError
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.plan import IdCounts
+from recsys.embeddings.transfer import keep_owners
 from recsys.models import CTRModel, ModelConfig
 from recsys.models.warm_start import WarmStartReport, warm_start
 
@@ -66,11 +67,17 @@ def without(layout: Layout, *names: str) -> Layout:
 
 
 def build(
-    layout: Layout = FULL, *, seed: int = 0, network: dict[str, Any] | None = None, trained: bool = False, **table: Any
+    layout: Layout = FULL,
+    *,
+    seed: int = 0,
+    network: dict[str, Any] | None = None,
+    trained: bool = False,
+    counts: IdCounts = COUNTS,
+    **table: Any,
 ) -> CTRModel:
     """A model in evaluation; `trained` puts noise on its network, where zeros would hide mistakes."""
     config = EmbeddingConfig.model_validate({"width": 4, "rows": 50, "exact": {"max_values": 0}, **table})
-    plan = plan_embedding(layout, config, {n: COUNTS[n] for n in (*layout.id_names, *layout.bag_names)})
+    plan = plan_embedding(layout, config, {n: counts[n] for n in (*layout.id_names, *layout.bag_names)})
     model = CTRModel(layout, plan, ModelConfig.model_validate({"hidden": [8, 5], **(network or {})}), seed=seed)
     if trained:
         generator = torch.Generator().manual_seed(seed)
@@ -125,6 +132,18 @@ def test_growing_rows_by_a_whole_factor_keeps_every_prediction_bit_for_bit(
     assert torch.equal(new.logits(batch()), old.logits(batch()))
     assert (report.rows, report.rows_kept, report.rows_merged, report.lookups_kept) == (50 * factor, 50 * factor, 0, 1)
     assert set(changes(report).values()) == {"kept"}
+
+
+@pytest.mark.parametrize("slots", [8, 16])
+def test_owners_of_hot_rows_stay_and_no_prediction_moves(slots: int) -> None:
+    old = build(trained=True, seed=1, hot={"features": {"user": 8, "tags": 8}})
+    rare = {name: (values, 61 - seen) for name, (values, seen) in COUNTS.items()}
+    keep_owners(build(hot={"features": {"user": 8, "tags": 8}}, counts=rare).embedding, old.embedding, COUNTS)
+    new = build(seed=2, rows=100, hot={"features": {"user": slots, "tags": slots}})
+    report = take_over(old, new)
+    assert torch.equal(new.logits(batch()), old.logits(batch()))
+    assert report.lookups_kept == 1
+    assert new.plan is new.embedding.plan
 
 
 @networks

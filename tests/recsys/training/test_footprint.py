@@ -28,8 +28,11 @@ def estimate(*settings: dict[str, Any]) -> dict[str, int]:
 
 def test_parts_follow_the_config() -> None:
     parts = estimate(TABLE, {}, {"table_optimizer": "adam"})
-    assert (parts["table"], parts["optimizer"], parts["moving"]) == (64_000, 128_000, 0)
-    assert estimate(TABLE, {}, {"table_optimizer": "sgd"})["optimizer"] == 0
+    assert (parts["table"], parts["optimizer"], parts["moving"]) == (64_000, 128_008, 0)  # with a step counter
+    assert estimate(TABLE, {}, {"table_optimizer": "sgd"})["optimizer"] == 8
+    small = {**TABLE, "format": "int4"}
+    assert estimate(small, {}, {})["table"] == 10_000
+    assert estimate(small, {}, {"table_master": True})["table"] == 64_000
     assert estimate(TABLE, {}, {"ema": 0.9})["moving"] > 3 * parts["table"]
     small, large = (estimate(TABLE, {}, {"batch_size": n})["a"] for n in (20_000, 80_000))
     assert large == 4 * small

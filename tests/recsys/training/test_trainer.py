@@ -346,15 +346,15 @@ class _Infinite(torch.autograd.Function):
         return gradient * math.inf
 
 
-@pytest.mark.parametrize("kernel", ["torch", pytest.param("fbgemm", marks=needs_fbgemm)])
+@pytest.mark.parametrize("kernel", ["torch", "auto", pytest.param("fbgemm", marks=needs_fbgemm)])
 @pytest.mark.parametrize("where", ["network", "table"])
 def test_a_gradient_that_is_not_finite_changes_nothing(
     store_folder: Path, tmp_path: Path, kernel: str, where: str
 ) -> None:
     store = Store.open(store_folder)
-    settings = {} if kernel == "torch" else {"clip_norm": None, "ema": None, "table_l2": 0.0}
-    optimizer = "adam" if kernel == "torch" else "rowwise_adagrad"
-    model, config = training_job.build(store, kernel=kernel, table_optimizer=optimizer, **settings)
+    few = {"clip_norm": None, "ema": None, "table_l2": 0.0, "table_optimizer": "rowwise_adagrad"}
+    settings = few if kernel == "fbgemm" else {"embedding": {"hot": training_job.HOT}}
+    model, config = training_job.build(store, kernel=kernel, **settings)
     trainer = Trainer(model, config, seed=3, folder=tmp_path)
     batches = iter(training_job.loaders(store, config)[0])
     model.train()
@@ -363,6 +363,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     spoil(model, where)
     assert trainer._step(next(batches), 1.0)[:2] == (0.0, 0.0)
     assert all(torch.equal(t, before[name]) for name, t in state_of(trainer).items())
+    assert not getattr(model.embedding, "_watched", None)
+    assert float(model.embedding.table.gradient_norm(coalesced=False)) == 0
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(store_folder: Path, tmp_path: Path) -> None:
