@@ -469,3 +469,14 @@ def test_checkpoints_hold_no_more_than_what_training_needs(store_folder: Path, t
         "random_state",
     }
     assert state["progress"]["epoch"] == 1
+
+
+def test_a_larger_eps_makes_the_first_step_of_a_row_smaller() -> None:
+    steps = []
+    for eps in (1e-8, 1e-2):
+        optimizer = TrainConfig(table_eps=eps).optimizer_of_table
+        table = TorchTable(1, 4, optimizer).train()
+        table(torch.zeros(1, dtype=torch.int32)).sum().mul(1e-2).backward()
+        table.step(0.1)
+        steps.append(table.values()[0, 0].item())
+    assert steps == pytest.approx([-0.1, -0.05])
