@@ -46,7 +46,7 @@ class Processes:
     """Whether there is a process group; without one this process is alone."""
 
     def first(self, do: Callable[[], T]) -> T:
-        """Calls `do` in the first process only; all get what it returns, or the error it raises."""
+        """Calls `do` in the first process, whatever the others still do; all get what it returns, or its error."""
         if not self.connected:
             return do()
         said: list[Any] = [None, None]
