@@ -38,16 +38,42 @@ MOVIELENS_TARGETS = {24_000: 0.8872, 80_000: 0.8950, 158_000: 0.8985}
 """Test AUC to reach within so many bytes."""
 
 
-def _movielens(limit: int, width: int, user: int, movie: int, zip_code: int, **train: Any) -> Arm:
-    chunks = {"features": {"user_id": user, "movie_id": movie, "zip": zip_code}}
-    return Arm(OURS, {"width": width, "chunks": chunks, "exact": {"max_values": 64}}, limit, train=train)
+MOVIELENS_TRAIN: dict[str, Any] = movielens_budgets.TRAIN | {
+    "table_optimizer": "rmsprop",
+    "table_learning_rate": 3e-3,
+    "table_l2": 2e-4,
+}
+"""Of all arms; those of full width also try the L2 that was best for them in `movielens_budgets`."""
+_FULL = {"width": 30, "exact": {"max_values": 64}}
+
+
+def _movielens(limit: int, form: str, width: int, user: int, movie: int) -> Arm:
+    """Several low-bit chunks a feature; zip codes say nothing that users do not."""
+    chunks = {"features": {"user_id": user, "movie_id": movie, "zip": 0}}
+    embedding = {"width": width, "format": form, "chunks": chunks, "exact": {"max_values": 64}}
+    return Arm(OURS, embedding, limit, train={"table_master": True})
+
+
+def _movielens_peers(limit: int) -> list[Arm]:
+    """Other methods at a size, for the frontier alone."""
+    wide = {"table_l2": 1e-3}
+    return [
+        Arm("multiplexed, one chunk, fp32", _FULL, limit, train=wide, seeds=SEEDS[:1]),
+        Arm("hashed, proportional", {"kind": "hashed", **_FULL}, limit, train=wide, seeds=SEEDS[:1]),
+        Arm("ROBE", {"width": 32, "block": 8}, limit, "robe", train=wide, seeds=SEEDS[:1]),
+        Arm("frequency split", {"width": 30, "frequent": 0.8}, limit, "frequency", train=wide, seeds=SEEDS[:1]),
+    ]
 
 
 MOVIELENS_ARMS = (
     Arm(REFERENCE, {"kind": "collisionless", "width": 30}),
-    _movielens(24_000, 8, user=3, movie=4, zip_code=0),
-    _movielens(80_000, 8, user=4, movie=4, zip_code=0),
-    _movielens(158_000, 8, user=4, movie=4, zip_code=2),
+    Arm(REFERENCE, {"kind": "collisionless", "width": 30}, train={"table_l2": 1e-3}),
+    _movielens(24_000, "int2", 16, user=4, movie=6),
+    _movielens(80_000, "int4", 16, user=5, movie=8),
+    _movielens(158_000, "int4", 8, user=8, movie=12),
+    *_movielens_peers(24_000),
+    *_movielens_peers(80_000),
+    *_movielens_peers(158_000),
 )
 
 # ---- Criteo
@@ -160,7 +186,7 @@ DATA_SETS = {
         recipe="movielens_1m",
         split=lambda seed: RandomSplit(fractions=(0.8, 0.1, 0.1), seed=seed),
         same_rows=False,
-        training=Training(movielens_budgets.MODEL.model_dump(), movielens_budgets.TRAIN),
+        training=Training(movielens_budgets.MODEL.model_dump(), MOVIELENS_TRAIN),
         arms=MOVIELENS_ARMS,
         bars=_movielens_bars,
     ),

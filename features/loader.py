@@ -18,13 +18,13 @@ class Loader:
     With a seed the order of an epoch is a function of seed and epoch alone: shards are visited in a random
     order and the rows within a shard are permuted, so that data of one shard is fully shuffled.
 
-    With several ranks, each takes its block of every global step of world_size x batch_size rows. The last
-    step is divided as evenly as can be; if it has fewer rows than there are ranks, those rows are left out.
+    With several ranks, each takes its block of every step, as even as can be: side by side the ranks' batches are
+    the batch of a single process. In a step of fewer rows than ranks some batches are empty.
 
     Args:
         store: The data.
         split: train, valid or test.
-        batch_size: Rows a batch and rank; the last one may have fewer.
+        batch_size: Rows a step, over all ranks; the last one may have fewer.
         shuffle_seed: None for file order.
         rank: Which part of the rows this process takes.
         world_size: Number of processes.
@@ -61,14 +61,12 @@ class Loader:
         self.layout = store.layout
         self._shard_rows = store.shard_rows(split)
         self._rows = sum(self._shard_rows)
-        step = batch_size * world_size
-        rest = self._rows % step
-        self._steps = self._rows // step + (0 if drop_last or rest < world_size else 1)
+        self._steps = self._rows // batch_size if drop_last else -(-self._rows // batch_size)
         if not self._steps:
             raise ConfigError(
                 f"the {split} split has too few rows for one batch",
                 field="batch_size",
-                found=f"{batch_size} x {world_size} ranks, {self._rows} rows",
+                found=f"{batch_size}, {self._rows} rows",
                 mend="lower the batch size",
             )
         self._epoch = 0
@@ -84,6 +82,10 @@ class Loader:
     def rows(self) -> int:
         """Rows of the split, over all ranks."""
         return self._rows
+
+    def positions(self) -> torch.Tensor:
+        """Returns where this rank's rows stand in the order of an epoch, batch after batch: int64, ascending."""
+        return torch.cat([torch.arange(*self._bounds(step)) for step in range(len(self))])
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of an epoch."""
@@ -117,7 +119,8 @@ class Loader:
         order = _EpochOrder(self._shard_rows, self.shuffle_seed, self._epoch)
         while self._batch < len(self):
             start, stop = self._bounds(self._batch)
-            pieces = [self._piece(order, place, first, last) for place, first, last in order.pieces(start, stop)]
+            pieces = [self._piece(order, *piece) for piece in order.pieces(start, stop)]
+            pieces = pieces or [self._piece(order, 0, 0, 0)]
             # Before the hand-over: a state taken while the caller works on this batch counts it as done.
             self._batch += 1
             yield Batch.cat(pieces)
@@ -125,8 +128,8 @@ class Loader:
 
     def _bounds(self, step: int) -> tuple[int, int]:
         """Returns the places, in the epoch's order, of this rank's rows in a step."""
-        base = step * self.batch_size * self.world_size
-        size = min(self.batch_size * self.world_size, self._rows - base)
+        base = step * self.batch_size
+        size = min(self.batch_size, self._rows - base)
         share, more = divmod(size, self.world_size)
         start = base + self.rank * share + min(self.rank, more)
         return start, start + share + (1 if self.rank < more else 0)

@@ -99,15 +99,25 @@ def evaluate(
 
 
 @app.command()
-def register(config: Config, overrides: Overrides = None, as_json: Json = False, run: RunName = None) -> None:
+def register(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    run: RunName = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="What `convert` made of the run, in place of its own bundle.")
+    ] = None,
+) -> None:
     """Register a run's model and point the alias at it.
 
     `recsys register configs/synthetic.yaml tracking.alias=challenger`
+
+    `recsys register configs/synthetic.yaml --format int8`
     """
     with _job(as_json) as job:
         from pipelines.register import register
 
-        job.result = register(_load(config, overrides), job.console, run_name=run)
+        job.result = register(_load(config, overrides), job.console, run_name=run, format=format)
 
 
 @app.command()
@@ -131,6 +141,41 @@ def score(
         uri = _tracking_uri(tracking_uri, workspace)
         columns = [column for column in keep.split(",") if column]
         job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=columns)
+
+
+@app.command()
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
+    ],
+    format: Annotated[str, typer.Option("--format", help="fp32, bf16, fp16, int8, int4 or int2.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="Rows to measure the cost on: prepared data (a folder; its test split) or raw rows with labels (a "
+            "file or glob). A run has its own.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The new bundle's folder; beside the model, `-FORMAT` added, by default."),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Write a trained model anew with its rows in another format, and tell what that costs.
+
+    `recsys convert work/synthetic/runs/0001 --format int8`
+
+    `recsys convert models:/synthetic@challenger events.parquet --format int8 --out small`
+    """
+    with _job(as_json) as job:
+        from pipelines.convert import convert_bundle
+
+        uri = _tracking_uri(tracking_uri, workspace)
+        job.result = convert_bundle(model, format, job.console, tracking_uri=uri, data=data, out=out)
 
 
 @app.command()
@@ -229,12 +274,16 @@ def data(
 
 
 class _Job:
-    """A verb at work: where it speaks, and what it came to."""
+    """A verb at work: where it speaks, and what it came to.
+
+    Of several processes that `torchrun` started, the first speaks; the others only say what went wrong.
+    """
 
     def __init__(self, as_json: bool) -> None:
         from pipelines.console import Console
 
-        self.console = Console(to_stderr=as_json)
+        self.rank = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self.console = Console(to_stderr=as_json, quiet=self.rank > 0)
         self.result: dict[str, Any] = {}
 
 
@@ -246,15 +295,17 @@ def _job(as_json: bool) -> Iterator[_Job]:
     try:
         yield job
     except RecsysError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if as_json:
+        whose = f"process {job.rank}: " if job.rank else ""
+        sys.stderr.write(f"{whose}error: {error}\n")  # in one piece: other processes may write too
+        sys.stderr.flush()
+        if as_json and not job.rank:
             kind = type(error).__name__
             print(json.dumps({"error": {"type": kind, "field": error.field, "message": str(error)}}), flush=True)
         raise typer.Exit(USAGE) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         raise typer.Exit(130) from None
-    if as_json:
+    if as_json and not job.rank:
         print(json.dumps(job.result, allow_nan=False), flush=True)
     if job.result.get("gates_failed"):
         raise typer.Exit(GATE_FAILED)
@@ -275,9 +326,9 @@ def _switch_telemetry_off() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
-def main() -> None:
-    """Entry point of the `recsys` command."""
-    app()
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `recsys` command; its arguments are those of the process when left out."""
+    app(arguments, prog_name="recsys")
 
 
 if __name__ == "__main__":

@@ -172,8 +172,10 @@ class ExperimentConfig(Strict):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """Hash of everything that decides the result of a training: not where things lie or are tracked."""
-        parts = self.model_dump(mode="json", exclude={"workspace", "tracking", "gates"})
+        """Hash of what decides the result of a training: not where things lie, are tracked, or how work is divided."""
+        parts = self.model_dump(
+            mode="json", exclude={"workspace": True, "tracking": True, "gates": True, "train": {"distributed"}}
+        )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

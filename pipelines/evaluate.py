@@ -6,7 +6,7 @@ The validation split can be looked at too; it has files of its own, and no gates
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,19 +51,14 @@ def evaluate(
     """
     store, run = open_store(config), trained_run(config, run_name)
     own = load_config(run.folder / "config.yaml")
-    _check_same_data(config, own, run, store)
+    check_same_data(config, own, run, store)
     bundle = load_bundle(run.bundle)
     started = time.perf_counter()
     with console.progress("evaluating", store.rows(split)) as task:
         predictions = predict(bundle.model, Loader(store, split, config.train.eval_batch_size))
         task.update(store.rows(split))
     tasks = task_metrics(predictions, store.layout.label_names)
-    first = store.layout.label_names[0]
-    metrics = dict(tasks[first])
-    reference = None
-    if predictions.reference is not None and predictions.labels is not None:
-        reference = metrics_of(predictions.labels[:, 0], predictions.reference, predictions.weight, predictions.group)
-        metrics |= _gaps(metrics, reference)
+    metrics, reference = main_metrics(predictions, tasks)
     gates = check_gates(config.gates, metrics) if split == "test" else []
     trained = run.read("train.json")
     pictures = _pictures(predictions, trained)
@@ -109,6 +104,25 @@ def task_metrics(predictions: Predictions, names: tuple[str, ...]) -> dict[str, 
     }
 
 
+def main_metrics(
+    predictions: Predictions, tasks: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The metrics that gates bound, and those of the reference column.
+
+    Args:
+        predictions: With labels.
+        tasks: Metrics of every task.
+
+    Returns:
+        The first task's metrics, with its gaps to the reference if there is one; the reference's, or None.
+    """
+    metrics = dict(next(iter(tasks.values())))
+    if predictions.reference is None or predictions.labels is None:
+        return metrics, None
+    reference = metrics_of(predictions.labels[:, 0], predictions.reference, predictions.weight, predictions.group)
+    return metrics | _gaps(metrics, reference), reference
+
+
 def check_gates(gates: Mapping[str, Gate], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Hold metrics against bounds; an undefined metric meets none.
 
@@ -123,7 +137,15 @@ def check_gates(gates: Mapping[str, Gate], metrics: Mapping[str, Any]) -> list[d
     return results
 
 
-def _check_same_data(config: ExperimentConfig, own: ExperimentConfig, run: Run, store: Store) -> None:
+def show_gates(console: Console, gates: Sequence[Mapping[str, Any]]) -> None:
+    """One line a gate that was checked."""
+    for gate in gates:
+        bounds = " and ".join(f"{word} {gate[word]:g}" for word in ("min", "max") if gate[word] is not None)
+        state = "met" if gate["met"] else "FAILED"
+        console.note(f"gate {gate['metric']} ({bounds}): {cell_text(gate['value'])}, {state}")
+
+
+def check_same_data(config: ExperimentConfig, own: ExperimentConfig, run: Run, store: Store) -> None:
     """Refuses other data than the run's: in another order its columns mean something else, and rows of another test
     split may be among those it was trained on."""
     trained_on = run.read("run.json")["store_digest"]
@@ -165,10 +187,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         console.table(f"{result['split']} split, {metrics['rows']:,} rows: {label}", rows)
         for name, reason in metrics["undefined"].items():
             console.note(f"{name} of {label} is undefined: {reason}")
-    for gate in result["gates"]:
-        bounds = " and ".join(f"{word} {gate[word]:g}" for word in ("min", "max") if gate[word] is not None)
-        state = "met" if gate["met"] else "FAILED"
-        console.note(f"gate {gate['metric']} ({bounds}): {cell_text(gate['value'])}, {state}")
+    show_gates(console, result["gates"])
     console.note(f"report: {result['report']}")
 
 

@@ -14,7 +14,7 @@ from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import ROWS, Sample, data_sample, run_state, split_sample
 from pipelines.prepare import dropped_of, open_store
 from pipelines.table_page import show, table_page
-from pipelines.workspace import Run, runs_of, write_bytes
+from pipelines.workspace import Run, run_at, runs_of, write_bytes
 from recsys.embeddings.diagnostics import Diagnostics, diagnose
 from recsys.embeddings.plan import EmbeddingPlan, plan_embedding
 from recsys.models import CTRModel
@@ -105,7 +105,7 @@ def inspect_model(
             found=" ".join(data),
             mend="give one folder, file or glob; key=value goes with a config only",
         )
-    run = _run_at(target)
+    run = run_at(target)
     folder = run.bundle if run else Path(target)
     if is_model_uri(target):
         folder = Registry(tracking_uri, create=False).bundle_of(target)
@@ -141,20 +141,6 @@ def inspect_model(
         "metrics": bundle.description["metrics"],
         **shown,
     }
-
-
-def _run_at(target: str) -> Run | None:
-    """The run whose folder it is; None if it is none.
-
-    Raises:
-        ArtifactError: The run did not come to its end.
-    """
-    run = Run(Path(target))
-    if not (run.folder / "run.json").is_file():
-        return None
-    if not run.trained:
-        raise ArtifactError("the run is not finished", field=target, mend="go on with it: `recsys train --resume`")
-    return run
 
 
 def _own_sample(run: Run, bundle: Bundle, split: str, rows: int, console: Console, required: bool) -> Sample | None:

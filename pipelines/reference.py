@@ -23,6 +23,7 @@ from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig, ExactConfig
 from recsys.models import ModelConfig
 from recsys.training import TrainConfig
+from recsys.training.config import DistributedConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 TABLES: dict[str, type[BaseModel]] = {
@@ -45,6 +46,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "exact": ExactConfig,
     "model": ModelConfig,
     "train": TrainConfig,
+    "distributed": DistributedConfig,
     "tracking": TrackingConfig,
     "gate": Gate,
 }

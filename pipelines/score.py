@@ -63,7 +63,7 @@ def score(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with console.progress("scoring", None) as task:
-            for part in _pieces(frame, batch_size, source):
+            for part in pieces(frame, batch_size, source):
                 probabilities = scorer.score(part)
                 scores = pl.DataFrame({name: probabilities[:, i] for i, name in enumerate(names)})
                 table = (
@@ -97,7 +97,7 @@ def score(
     }
 
 
-def _pieces(frame: pl.LazyFrame, rows: int, source: str) -> Iterator[pl.DataFrame]:
+def pieces(frame: pl.LazyFrame, rows: int, source: str) -> Iterator[pl.DataFrame]:
     """The rows in order; a file whose end reads well may still be damaged inside."""
     try:
         yield from iterate(frame, rows)

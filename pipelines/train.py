@@ -1,7 +1,12 @@
-"""The prepared data becomes a trained model: a run folder with checkpoints and a bundle, tracked in MLflow."""
+"""The prepared data becomes a trained model: a run folder with checkpoints and a bundle, tracked in MLflow.
+
+`torchrun --nproc_per_node 2 -m pipelines.train CONFIG` is `recsys train CONFIG` in two processes, of which the first
+keeps the run folder, MLflow and the console.
+"""
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -18,11 +23,15 @@ from pipelines.tracking import MlflowListener, begin, log_warm_start
 from pipelines.warm_start import check_start, find_model, start_from
 from pipelines.workspace import Run, new_run, runs_of
 from recsys.embeddings import EmbeddingPlan, plan_embedding
+from recsys.embeddings.sharded import ShardedTable
 from recsys.memory import available_memory, require_memory
 from recsys.models import CTRModel
+from recsys.processes import Processes, joined, launched, launched_count, restarted
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
-from recsys.training import Trainer, TrainingListener
+from recsys.training import Trainer, TrainingListener, load_best
+from recsys.training.checkpoints import Checkpoints
+from recsys.training.distributed import DistributedTrainer, check_distributed, sharded_model
 from recsys.training.footprint import training_memory
 
 
@@ -38,61 +47,65 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     Returns:
         run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, skipped_steps, examples_per_second,
         table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, memory_bytes,
-        warm_start (see `start_from`; None without one), mlflow_run_id.
+        warm_start (see `start_from`; None without one), processes, mlflow_run_id.
 
     Raises:
         ConfigError: Some settings do not go together; no run is begun.
         UndefinedMetricError: The metric that picks the epoch does not exist on the validation split; likewise.
         ArtifactError: There is no prepared data or it does not fit; or there is nothing to resume.
+        ProcessLostError: Under torchrun, another process died.
     """
     store = open_store(config)
     plan = plan_of(config, store)
     size = _check(config, store, plan)
-    require_memory(training_memory(store.layout, plan, config.model, config.train))
-    run = _newest_run(config, store) if resume else None
-    if run is not None and run.trained:
-        summary = run.read("train.json")
-        del summary["history"]
-        console.note(f"run {run.name}: was finished already, nothing is trained")
-        return summary
-    model = _model(config, store, plan)
-    started = _started_from(config, store, model, run, console) if config.train.warm_start else None
-    loader = Loader(store, "train", config.train.batch_size, shuffle_seed=config.seed)
-    valid = Loader(store, "valid", config.train.eval_batch_size)
-    registry = Registry(config.tracking_uri) if config.tracking.enabled else None
-    if run is None:
-        run, run_id = new_run(config), None
-    else:
-        run_id = run.read("run.json")["mlflow_run_id"]
-    begun = registry is not None and (run_id is None or not registry.has_run(run_id))
-    if registry and begun:
-        if run_id is not None:
-            console.note(f"MLflow knows no run {run_id}: a new one is begun, without the steps before the cut")
-        run_id = begin(registry, config, run, store)
-    run.write("run.json", {"mlflow_run_id": run_id, "config_digest": config.digest(), "store_digest": store.digest})
-    if started is not None:
-        run.write("warm_start.json", started)
-        if begun and registry and run_id:
-            log_warm_start(registry, run_id, run, started)
-    console.note(f"run {run.name}: {_size_text(size, plan)}")
+    if not launched():  # of a divided table the parts are looked at when they are planned
+        require_memory(training_memory(store.layout, plan, config.model, config.train))
+    with joined(config.train.distributed.timeout_seconds) as processes:
+        _check_alike(processes, config, store)
+        run = processes.first(lambda: _run_to_resume(config, store, resume))
+        resume = run is not None
+        finished = processes.first(lambda: run.read("train.json") if run is not None and run.trained else None)
+        if run is not None and finished is not None:
+            del finished["history"]
+            console.note(f"run {run.name}: was finished already, nothing is trained")
+            return finished
+        model = _model_for(processes, config, store, plan)
+        started = _started_from(config, store, model, run, console) if config.train.warm_start else None
+        parts: dict[str, Any] = {"rank": processes.rank, "world_size": processes.count}
+        loader = Loader(store, "train", config.train.batch_size, shuffle_seed=config.seed, **parts)
+        valid = Loader(store, "valid", config.train.eval_batch_size, **parts)
+        run, run_id = processes.first(lambda: _begin(config, store, run, started, console))
+        _check_shared(processes, run)
+        console.note(f"run {run.name}: {_size_text(size, plan)}")
 
-    watch = ProgressListener(console)
-    listeners: list[TrainingListener] = [watch]
-    with ExitStack() as stack:
-        stack.callback(watch.close)
-        if registry and run_id:
-            stack.enter_context(registry.running(run_id, system_metrics=config.tracking.system_metrics))
-            mlflow = MlflowListener(registry, run_id)
-            stack.callback(mlflow.flush)
-            listeners.append(mlflow)
-        trainer = Trainer(model, config.train, seed=config.seed, folder=run.checkpoints, listener=Listeners(listeners))
-        result = trainer.fit(loader, valid, resume=resume)
-        save_bundle(run.bundle, model=model, pipeline=store.pipeline, metrics=result.best_metrics)
-        if registry and run_id and plan.lookups and config.tracking.diagnostics_rows:
-            files, scalars = diagnose_run(config, run, model, store, console)
-            registry.log_metrics(run_id, [(f"table/{name}", value, result.steps) for name, value in scalars.items()])
-            for file in files:
-                registry.log_files(run_id, file)
+        watch = ProgressListener(console)
+        listeners: list[TrainingListener] = [watch]
+        with ExitStack() as stack:
+            stack.callback(watch.close)
+            registry = Registry(config.tracking_uri) if processes.rank == 0 and run_id else None
+            if registry and run_id:
+                stack.enter_context(registry.running(run_id, system_metrics=config.tracking.system_metrics))
+                mlflow = MlflowListener(registry, run_id)
+                stack.callback(mlflow.flush)
+                listeners.append(mlflow)
+            trainer = _trainer_for(processes, config, model, run, Listeners(listeners))
+            table = model.embedding.table
+            if isinstance(table, ShardedTable) and processes.rank == 0:
+                console.table(f"table over {processes.count} processes", table.report())
+                run.write("sharding.json", {"parts": table.report()})
+                if registry and run_id:
+                    registry.log_files(run_id, run.folder / "sharding.json")
+            result = trainer.fit(loader, valid, resume=resume)
+            if processes.rank == 0:
+                if processes.connected:
+                    model = _whole_model(config, store, plan, run)
+                save_bundle(run.bundle, model=model, pipeline=store.pipeline, metrics=result.best_metrics)
+                if registry and run_id and config.tracking.diagnostics_rows and plan.lookups:
+                    files, scalars = diagnose_run(config, run, model, store, console)
+                    values = [(f"table/{name}", value, result.steps) for name, value in scalars.items()]
+                    registry.log_metrics(run_id, values)
+                    for file in files:
+                        registry.log_files(run_id, file)
     summary = {
         "run": run.name,
         "folder": str(run.folder),
@@ -106,9 +119,11 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         "examples_per_second": round(result.examples_per_second, 1),
         **size,
         "warm_start": started and {key: value for key, value in started.items() if key != "report"},
+        "processes": processes.count,
         "mlflow_run_id": run_id,
     }
-    run.write("train.json", {**summary, "history": result.history})
+    if processes.rank == 0:
+        run.write("train.json", {**summary, "history": result.history})
     metrics = ", ".join(f"{name} {value:.5f}" for name, value in result.best_metrics.items())
     console.note(
         f"run {run.name}: kept epoch {result.best_epoch} ({metrics}), {result.examples_per_second:,.0f} examples/s"
@@ -144,6 +159,28 @@ def plan_of(config: ExperimentConfig, store: Store) -> EmbeddingPlan:
     return plan_embedding(store.layout, config.embedding, store.id_counts("train"))
 
 
+def _begin(
+    config: ExperimentConfig, store: Store, run: Run | None, started: dict[str, Any] | None, console: Console
+) -> tuple[Run, str | None]:
+    """The run folder, made unless it is gone on with, and the MLflow run if there is tracking."""
+    registry = Registry(config.tracking_uri) if config.tracking.enabled else None
+    if run is None:
+        run, run_id = new_run(config), None
+    else:
+        run_id = run.read("run.json")["mlflow_run_id"]
+    begun = registry is not None and (run_id is None or not registry.has_run(run_id))
+    if registry and begun:
+        if run_id is not None:
+            console.note(f"MLflow knows no run {run_id}: a new one is begun, without the steps before the cut")
+        run_id = begin(registry, config, run, store)
+    run.write("run.json", {"mlflow_run_id": run_id, "config_digest": config.digest(), "store_digest": store.digest})
+    if started is not None:
+        run.write("warm_start.json", started)
+        if registry and begun and run_id:
+            log_warm_start(registry, run_id, run, started)
+    return run, run_id if registry else None
+
+
 def _model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRModel:
     return CTRModel(
         store.layout,
@@ -160,9 +197,62 @@ def _started_from(
 ) -> dict[str, Any]:
     """Starts the model from a trained one; of a run that was cut, as it was told when it began."""
     told = run.read("warm_start.json") if run is not None and (run.folder / "warm_start.json").is_file() else None
-    if told is not None and run is not None and any(run.checkpoints.glob("step-*.safetensors")):
+    if told is not None and run is not None and Checkpoints(run.checkpoints).newest():
         return told  # the checkpoint holds what came of it
     return start_from(config, store, model, told["model"] if told else find_model(config), console)
+
+
+def _model_for(processes: Processes, config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRModel:
+    if not processes.connected:
+        return _model(config, store, plan)
+    return sharded_model(store.layout, plan, config.model, seed=config.seed, train=config.train, processes=processes)
+
+
+def _whole_model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan, run: Run) -> CTRModel:
+    """The best weights of several processes in this one, with what the table's optimizer remembers."""
+    model, checkpoints = _model(config, store, plan), Checkpoints(run.checkpoints)
+    load_best(model, run.checkpoints)
+    last = checkpoints.newest()
+    if last is not None:
+        state = model.embedding.table.optimizer_state()
+        checkpoints.restore(last, {f"table_optimizer.{name}": t for name, t in state.items()})
+    return model
+
+
+def _trainer_for(
+    processes: Processes, config: ExperimentConfig, model: CTRModel, run: Run, listener: TrainingListener
+) -> Trainer:
+    common: dict[str, Any] = {"seed": config.seed, "folder": run.checkpoints, "listener": listener}
+    if not processes.connected:
+        return Trainer(model, config.train, **common)
+    return DistributedTrainer(model, config.train, processes=processes, **common)
+
+
+def _check_alike(processes: Processes, config: ExperimentConfig, store: Store) -> None:
+    """All processes have read the same config and data, wherever they run."""
+    for name, digest in (("config", config.digest()), ("prepared data", store.digest)):
+        digests = processes.each(digest)
+        other = next((rank for rank, theirs in enumerate(digests) if theirs != digests[0]), None)
+        if other is not None:
+            raise ArtifactError(
+                f"the processes have not the same {name}",
+                field=f"process {other}",
+                found=digests[other],
+                expected=f"{digests[0]}, as process 0",
+                mend="start them with the same command, on storage that all machines share",
+            )
+
+
+def _check_shared(processes: Processes, run: Run) -> None:
+    """All processes see the folder they are to write their checkpoints to."""
+    blind = [rank for rank, seen in enumerate(processes.each(run.folder.is_dir())) if not seen]
+    if blind:
+        raise ArtifactError(
+            "the run's folder is not on storage that all processes share",
+            field=str(run.folder.resolve()),
+            found=f"not seen by process {', '.join(map(str, blind))}",
+            mend="set workspace to a folder that all machines share",
+        )
 
 
 def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[str, int]:
@@ -172,6 +262,8 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
         What the model takes: table rows and bytes, lookups an example, parameters of the network and of the table, and
         about how much memory training takes.
     """
+    if launched():
+        check_distributed(config.train, config.embedding, plan, launched_count())
     # The network and the checks of the trainer are the same whatever the number of rows.
     small = replace(plan, rows=min(plan.rows, 1))
     require_memory(training_memory(store.layout, small, config.model, config.train))
@@ -203,6 +295,14 @@ def _size_text(size: dict[str, int], plan: EmbeddingPlan) -> str:
     )
 
 
+def _run_to_resume(config: ExperimentConfig, store: Store, resume: bool) -> Run | None:
+    """The run to go on with: if it is asked for, or if torchrun starts the processes again after one was lost."""
+    runs = runs_of(config)
+    if resume or (restarted() and runs and not runs[-1].trained):
+        return _newest_run(config, store)
+    return None
+
+
 def _newest_run(config: ExperimentConfig, store: Store) -> Run:
     """The newest run, if it has this config and this data."""
     runs = runs_of(config)
@@ -223,3 +323,9 @@ def _newest_run(config: ExperimentConfig, store: Store) -> Run:
                 mend=f"use {run.folder / 'config.yaml'}, or train without --resume",
             )
     return run
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["train", *sys.argv[1:]])

@@ -4,7 +4,7 @@ WORKSPACE/mlflow.db          tracking store and registry of all experiments
 WORKSPACE/NAME/data/         the prepared data
 WORKSPACE/NAME/runs/0001/    one training: config.yaml, run.json, warm_start.json (if it started from a
                              trained model), checkpoints/, bundle/, train.json, evaluation.json and report.html
-                             (of the validation split: evaluation-valid.json, ...)
+                             (of the validation split: evaluation-valid.json, ...), bundle-FORMAT/ (converted)
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Run:
     def bundle(self) -> Path:
         """The trained model."""
         return self.folder / "bundle"
+
+    def converted(self, format: str) -> Path:
+        """The trained model in another row format: its bundle, where `recsys convert` puts it."""
+        return self.folder / f"bundle-{format}"
 
     @property
     def checkpoints(self) -> Path:
@@ -99,6 +103,20 @@ def runs_of(config: ExperimentConfig) -> list[Run]:
         sorted(path.name for path in folder.iterdir() if re.fullmatch(r"\d{4,}", path.name)) if folder.is_dir() else []
     )
     return [Run(folder / name) for name in names]
+
+
+def run_at(folder: str) -> Run | None:
+    """The run whose folder it is; None if it is none.
+
+    Raises:
+        ArtifactError: The run did not come to its end.
+    """
+    run = Run(Path(folder))
+    if not (run.folder / "run.json").is_file():
+        return None
+    if not run.trained:
+        raise ArtifactError("the run is not finished", field=folder, mend="go on with it: `recsys train --resume`")
+    return run
 
 
 def trained_run(config: ExperimentConfig, name: str | None = None) -> Run:

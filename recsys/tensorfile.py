@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,57 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _state(file)  # noqa: SIM118
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads the JSON object alone.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    with _opened(path) as file:
+        return _state(file)
+
+
+def read_into(path: Path, into: Mapping[str, Tensor]) -> None:
+    """Copies the tensors of these names into live ones, one at a time; none unless all fit.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or a tensor is missing or has another shape.
+    """
+    with _opened(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        for name, own in into.items():
+            if shapes.get(name) != tuple(own.shape):
+                raise ArtifactError(
+                    "the tensors belong to another model",
+                    field=f"{path}: {name}",
+                    found=f"shape {shapes[name]}" if name in shapes else "nothing",
+                    expected=f"shape {tuple(own.shape)}",
+                    mend="use the config they were written under",
+                )
+        for name, own in into.items():
+            own.copy_(file.get_tensor(name))
+
+
+def read_part(path: Path, name: str, part: tuple[slice, ...]) -> Tensor:
+    """Reads a part of one tensor, and no more of the file than that.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or has no such tensor.
+    """
+    with _opened(path) as file:
+        out: Tensor = file.get_slice(name)[part]
+        return out
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(
             "cannot be read: missing or damaged",
@@ -72,6 +119,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             found=str(error),
             mend="remove it and resume from an earlier checkpoint, or train again",
         ) from error
+
+
+def _state(file: Any) -> dict[str, Any]:
+    return dict(json.loads((file.metadata() or {})["state"]))
 
 
 def _free(path: Path) -> str | None:

@@ -57,6 +57,7 @@ class FbgemmTable(Table):
                 mend="leave it out, or set embedding.kernel to auto",
             )
         self._tbe = _table_batched_embedding(rows, width, optimizer)
+        self._steps = torch.zeros((), dtype=torch.int64)
         self._pending: list[tuple[Tensor, Tensor]] = []
 
     def values(self, rows: Tensor | None = None) -> Tensor:
@@ -77,9 +78,10 @@ class FbgemmTable(Table):
         self.stored().copy_(stored)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        if self.optimizer.name == "sgd":
-            return {}
-        return {"momentum": self._tbe.split_optimizer_states()[0][0]}
+        steps = {"step": self._steps}  # as the other kernels have it, so that checkpoints fit all of them
+        return (
+            steps if self.optimizer.name == "sgd" else {**steps, "momentum": self._tbe.split_optimizer_states()[0][0]}
+        )
 
     def forward(self, rows: Tensor) -> Tensor:
         offsets = torch.arange(rows.numel() + 1, dtype=torch.int64, device=rows.device)
@@ -99,6 +101,8 @@ class FbgemmTable(Table):
         for out, leaf in self._pending:
             if leaf.grad is not None:
                 out.backward(leaf.grad if scale == 1.0 else leaf.grad * scale)
+        if self._pending:
+            self._steps += 1
         self._pending = []
 
     def set_learning_rate(self, learning_rate: float) -> None:

@@ -30,6 +30,7 @@ class MultiplexedEmbedding(nn.Module):
         poolings: "sum" or "mean" for each bag feature, in order.
         optimizer: the table's optimizer.
         kernel: auto, torch, numba or fbgemm.
+        table: made for this plan; made here, from optimizer and kernel, when left out.
     """
 
     exact_keys: Tensor
@@ -42,18 +43,21 @@ class MultiplexedEmbedding(nn.Module):
         *,
         optimizer: TableOptimizer | None = None,
         kernel: KernelName = "auto",
+        table: Table | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.poolings = poolings
         self.register_buffer("exact_keys", torch.from_numpy(plan.exact_keys.copy()))
         self.register_buffer("hot_keys", torch.from_numpy(plan.hot_keys.copy()))
-        singles = [f for f in plan.features if not f.bag]
+        self.singles = [f for f in plan.features if not f.bag]
         self.bags = [f for f in plan.features if f.bag]
-        self.single_lookups = sum(f.chunks for f in singles)
-        self.address = Addresser([x for i, f in enumerate(singles) for x in _lookups(f, i)], plan.hash_seed)
+        self.single_lookups = sum(f.chunks for f in self.singles)
+        self.address = Addresser([x for i, f in enumerate(self.singles) for x in _lookups(f, i)], plan.hash_seed)
         self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
-        self.table: Table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
+        if table is None:
+            table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
+        self.table: Table = table
         if plan.hot_slots and not isinstance(self.table, TorchTable):
             raise ConfigError(
                 "the hot region needs the gradient of every lookup, which the fbgemm kernel keeps to itself",
@@ -134,6 +138,13 @@ class MultiplexedEmbedding(nn.Module):
         """Who owns the hot slots and why; made when training first asks for it, for serving needs only the index."""
         return HotRegion(self.plan) if self.plan.hot_slots else None
 
+    @property
+    def training_bytes(self) -> int:
+        """Bytes of all that training keeps by row or id: the table with its optimizer's state and moving average, the
+        indices, and the hot region's scores, ages and sketch."""
+        tensors = [self.exact_keys, self.hot_keys, *(self.hot.state().values() if self.hot else ())]
+        return self.table.training_bytes + sum(t.numel() * t.element_size() for t in tensors)
+
     def set_owners(self, keys: np.ndarray, shares: np.ndarray) -> None:
         """Begins with other owners of the hot slots than the plan's.
 
@@ -147,27 +158,21 @@ class MultiplexedEmbedding(nn.Module):
 
     def _evidence(self, feature: FeaturePlan, watched: list[_Watched]) -> tuple[Tensor, Tensor]:
         """The values of a feature looked up since the last step, [n], and the norms of their gradients, [n]."""
-        values, norms, width = [], [], self.plan.width
+        number = (self.bags if feature.bag else self.singles).index(feature)
+        before = sum(f.chunks for f in self.singles[:number])
+        values, norms = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
         for w in watched:
-            grad = w.vectors.grad
-            assert grad is not None
-            if not feature.bag:
-                singles = [f for f in self.plan.features if not f.bag]
-                column = singles.index(feature)
-                before = sum(f.chunks for f in singles[:column]) * width
-                of_all = grad[: len(w.ids) * self.single_lookups].view(len(w.ids), self.single_lookups * width)
-                own = of_all[:, before : before + feature.chunks * width]
-                values.append(w.ids[:, column])
+            assert w.vectors.grad is not None
+            sizes = w.bag_lengths.sum(1).tolist()
+            lookups = [f.chunks * n for f, n in zip(self.bags, sizes, strict=True)]
+            single, *bags = w.vectors.grad.split([len(w.ids) * self.single_lookups, *lookups])
+            if feature.bag:
+                value, grad = w.bag_values.split(sizes)[number], bags[number]
             else:
-                number = self.bags.index(feature)
-                sizes = w.bag_lengths.sum(1).tolist()
-                lookups = [f.chunks * n for f, n in zip(self.bags, sizes, strict=True)]
-                first = len(w.ids) * self.single_lookups + sum(lookups[:number])
-                own = grad[first : first + lookups[number]].view(-1, feature.chunks * width)
-                values.append(w.bag_values.split(sizes)[number])
-            norms.append(own.norm(dim=1))
-        if not values:
-            return torch.empty(0, dtype=torch.int64), torch.empty(0)
+                of_row = single.view(len(w.ids), self.single_lookups, self.plan.width)
+                value, grad = w.ids[:, number], of_row[:, before : before + feature.chunks]
+            values.append(value)
+            norms.append(grad.reshape(len(value), feature.chunks * self.plan.width).norm(dim=1))
         return torch.cat(values), torch.cat(norms)
 
 

@@ -86,6 +86,9 @@ class Table(nn.Module, ABC):
     def load_stored(self, stored: Tensor) -> None:
         """Takes in what `stored` gave."""
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The rate of the step inside the next backward, for kernels that step there."""
+
     @abstractmethod
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Applies one optimizer step to the rows looked up since the last one; gradients are first multiplied by scale.

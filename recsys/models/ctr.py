@@ -37,7 +37,8 @@ class CTRModel(nn.Module):
         seed: of all initial weights.
         optimizer: the table's optimizer.
         kernel: the table's kernel.
-        embedding: a baseline, for comparison, in the place of the embedding that `plan` lays out; of the same width.
+        embedding: made for this plan, and given its initial weights here; made here, from optimizer and kernel, when
+            left out.  Or a baseline, for comparison, in its place: of the same width, with its own initial weights.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class CTRModel(nn.Module):
         seed: int = 0,
         optimizer: TableOptimizer | None = None,
         kernel: KernelName = "auto",
-        embedding: BaselineEmbedding | None = None,
+        embedding: MultiplexedEmbedding | BaselineEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.layout = layout
         self.config = config
         self.plan = plan
+        self.autocast = False
+        """Whether the products of the network are computed in bf16 while it trains; set by the trainer."""
         inputs = plan.output_width + len(layout.dense_names) + sum(layout.vector_sizes)
         if inputs == 0:
             raise ConfigError(
@@ -64,11 +67,13 @@ class CTRModel(nn.Module):
                 mend="give some feature a chunk, or add a number feature",
             )
         generator = torch.Generator().manual_seed(seed)
-        if embedding is None:
-            self.embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
-            self.embedding.table.initialise(plan.init_scale, generator)
-        else:
+        if isinstance(embedding, BaselineEmbedding):
             self.embedding = cast(MultiplexedEmbedding, embedding)
+        else:
+            if embedding is None:
+                embedding = MultiplexedEmbedding(plan, layout.bag_poolings, optimizer=optimizer, kernel=kernel)
+            self.embedding = embedding
+            self.embedding.table.initialise(plan.init_scale, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
             self.cross: VectorCross | MatrixCross | None = None
@@ -100,6 +105,16 @@ class CTRModel(nn.Module):
         parts = [self.embedding(ids, bag_values, bag_lengths)] if self.plan.lookups else []
         parts += [part for part in (dense, vectors) if part.shape[1]]
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        if self.autocast and self.training:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                x = self._interact(x)
+        else:
+            x = self._interact(x)
+        logits: Tensor = self.head(x.float())
+        return logits
+
+    def _interact(self, x: Tensor) -> Tensor:
+        """What the head reads [B, head inputs], from the embeddings and the dense inputs [B, inputs]."""
         streams: list[Tensor] = []
         if self.cross is not None:
             crossed = self.cross(x)
@@ -109,8 +124,7 @@ class CTRModel(nn.Module):
                 streams.append(crossed)
         if self.deep is not None:
             streams.append(self.deep(x))
-        logits: Tensor = self.head(torch.cat(streams, 1) if len(streams) > 1 else streams[0])
-        return logits
+        return torch.cat(streams, 1) if len(streams) > 1 else streams[0]
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, tasks] logits of a batch."""

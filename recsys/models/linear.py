@@ -20,7 +20,7 @@ SMALLEST_OUTPUT = 16
 class Linear(nn.Linear):
     """`torch.nn.Linear`, whose products run in oneDNN while it trains, where that pays (see `onednn_pays`).
 
-    Evaluation and export use torch's own product.
+    Evaluation and export use torch's own product, and so does autocast, whose products are of another precision.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,6 +31,8 @@ class Linear(nn.Linear):
             and self.out_features >= SMALLEST_OUTPUT
             and x.device.type == "cpu"
             and x.dtype == torch.float32
+            and len(x)  # oneDNN takes no empty product
+            and not torch.is_autocast_enabled("cpu")
             and onednn_pays()
         ):
             out: Tensor = _OnednnLinear.apply(x, self.weight, self.bias)

@@ -8,14 +8,25 @@ from pydantic import Field, model_validator
 
 from features.errors import ConfigError
 from features.validation import Strict
+from recsys.embeddings.sharded import Sharding
 from recsys.embeddings.table import OptimizerName, TableOptimizer
+
+
+class DistributedConfig(Strict):
+    """How several processes, started by `torchrun`, train one model; a single process takes no notice."""
+
+    sharding: Sharding = "auto"
+    """row_wise: every process has some rows; column_wise: some columns (sgd only); table_wise: one process has the
+    whole table; auto: TorchRec's planner chooses."""
+    timeout_seconds: float = Field(300.0, ge=1)
+    """How long a process waits for another one before it ends with an error."""
 
 
 class TrainConfig(Strict):
     """Optimizers, stopping, averaging and checkpoints."""
 
     batch_size: int = Field(4096, ge=1)
-    """Examples a step."""
+    """Examples a step, over all processes."""
     epochs: int = Field(1, ge=1)
     """Most passes over the training split."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -52,12 +63,17 @@ class TrainConfig(Strict):
     """Steps between checkpoints; one is also written after every epoch."""
     log_steps: int = Field(50, ge=1)
     """Steps between reports of the training loss."""
+    autocast: bool = False
+    """Compute the network's products in bf16 while training; embeddings, head, loss and evaluation stay fp32. The CPU
+    needs AVX512-BF16 or AMX. Not the same bits, so see that the AUC stays; see formats.md."""
     threads: int | None = Field(None, ge=1)
     """Threads torch computes with; its own choice when left out."""
     warm_start: str | None = Field(None, min_length=1)
     """A trained model to start from: the folder of a run or a bundle, or `models:/NAME@ALIAS`. See growing.md."""
     reset: tuple[str, ...] = ()
     """Features that forget what the model of `warm_start` had learned of them."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Under `torchrun`: how the work is divided."""
 
     @model_validator(mode="after")
     def _reset_of_something(self) -> TrainConfig:

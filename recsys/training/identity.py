@@ -5,12 +5,10 @@ Shapes alone do not tell: another hash seed, or two features with their chunks s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from features.errors import ArtifactError
 from recsys.models.ctr import CTRModel
@@ -22,23 +20,27 @@ _MEND = "use the config and the data it was trained with, or take the trained mo
 
 def identity_of(model: CTRModel) -> dict[str, Any]:
     """What is stored beside a model's weights, as JSON."""
-    return {"plan": model.plan.to_json(), "network": model.config.model_dump(mode="json")}
+    return {
+        "plan": model.plan.to_json(),
+        "network": model.config.model_dump(mode="json"),
+        "exact_keys": hashlib.sha256(model.embedding.exact_keys.numpy().tobytes()).hexdigest(),
+    }
 
 
-def check_identity(model: CTRModel, state: Mapping[str, Any], exact_keys: Tensor, path: Path) -> None:
-    """Refuses weights that were trained for another model.
+def check_identity(model: CTRModel, state: Mapping[str, Any], path: Path) -> None:
+    """Refuses weights that were trained for another model, before any of them are read.
 
     Args:
         model: is to take them.
         state: holds what `identity_of` gave when they were stored.
-        exact_keys: the stored index of exact values.
         path: the file, for the error.
 
     Raises:
         ArtifactError: plan, network or exact values are others; says which part.
     """
-    for key, ours in identity_of(model).items():
-        theirs = state.get(key)
+    identity = identity_of(model)
+    for key in ("plan", "network"):
+        theirs, ours = state.get(key), identity[key]
         if theirs != ours:
             found, expected = _differences(theirs or {}, ours)
             raise ArtifactError(
@@ -48,7 +50,7 @@ def check_identity(model: CTRModel, state: Mapping[str, Any], exact_keys: Tensor
                 expected=expected,
                 mend=_MEND,
             )
-    if not torch.equal(exact_keys, model.embedding.exact_keys):
+    if state.get("exact_keys") != identity["exact_keys"]:
         raise ArtifactError("the weights' exact fields have other values than the model's", field=str(path), mend=_MEND)
 
 

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
-from recsys.embeddings.fbgemm_table import FbgemmTable
 from recsys.embeddings.torch_table import TorchTable
 from recsys.evaluation.metrics import evaluate
 from recsys.models.ctr import CTRModel
-from recsys.tensorfile import read_tensors, write_tensors
+from recsys.tensorfile import read_into, read_state, write_tensors
+from recsys.training.autocast import require_bf16
 from recsys.training.average import ModelAverage
+from recsys.training.checkpoints import Checkpoints
 from recsys.training.config import TrainConfig
 from recsys.training.identity import check_identity, identity_of
 from recsys.training.listener import TrainingListener
 from recsys.training.memory import keep_freed_memory
-from recsys.training.prediction import predict
+from recsys.training.prediction import Predictions, predict
 
 if TYPE_CHECKING:
     from features.loader import Loader
-
-KEPT_CHECKPOINTS = 2
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Trainer:
         model: trained in place; holds the best epoch's weights at the end.
         config: how.
         seed: of dropout.
-        folder: where checkpoints go: `step-N.safetensors` (the newest two) and `best.safetensors`.
+        folder: where checkpoints go (see `recsys.training.checkpoints`).
         listener: told about progress.
     """
 
@@ -115,13 +116,17 @@ class Trainer:
                 expected=config.optimizer_of_table,
                 mend="build the model with optimizer=config.optimizer_of_table",
             )
+        if config.autocast:
+            require_bf16()
+        model.autocast = config.autocast
         self.model = model
         self.config = config
         self.seed = seed
         self.folder = folder
         self.listener = listener
         self._parameters = model.dense_parameters()
-        self._dense = torch.optim.Adam(self._parameters.values(), lr=config.learning_rate, fused=True)
+        self._dense = _adam(self._parameters.values(), config.learning_rate)
+        self._checkpoints = Checkpoints(folder)
         self._average = ModelAverage(model, config.ema) if config.ema is not None else None
         self._progress = _Progress()
 
@@ -145,11 +150,7 @@ class Trainer:
             torch.set_num_threads(self.config.threads)
         keep_freed_memory()
         torch.manual_seed(self.seed)
-        for unfinished in self.folder.glob(".*.tmp"):
-            unfinished.unlink()
-        if not resume:
-            for old in [*self.folder.glob("step-*.safetensors"), *self.folder.glob("best.safetensors")]:
-                old.unlink()
+        self._checkpoints.clear(unfinished_only=resume)
         self._resume()
         p = self._progress
         total_steps = len(train) * self.config.epochs
@@ -161,10 +162,10 @@ class Trainer:
             seconds += epoch_seconds
             examples += epoch_examples
             self._end_epoch(valid)
-        load_best(self.model, self.folder)
+        best = self._checkpoints.best
+        _fill(self.model, functools.partial(self._checkpoints.restore, best))
         rate = examples / seconds if seconds else 0.0
-        best_file = self.folder / "best.safetensors"
-        result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, p.skipped, best_file)
+        result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, p.skipped, best)
         if self.listener:
             self.listener.on_end(result)
         return result
@@ -179,12 +180,12 @@ class Trainer:
         started = time.perf_counter()
         for batch in train:
             factor = rate_factor(config, p.step, total_steps)
-            loss, weight = self._step(batch, factor)
+            loss, weight, rows = self._step(batch, factor)
             p.step += 1
             p.batch += 1
             p.loss_sum += loss * weight
             p.weight_sum += weight
-            examples += len(batch)
+            examples += rows
             since += loss * weight
             since_weight += weight
             if self.listener and p.step % config.log_steps == 0:
@@ -201,18 +202,18 @@ class Trainer:
                 started = time.perf_counter()
         return seconds + time.perf_counter() - started, examples
 
-    def _step(self, batch: Batch, factor: float) -> tuple[float, float]:
-        """One optimizer step; returns the mean loss and the weight of the batch, or zeros if the step was skipped."""
-        config, table = self.config, self.model.embedding.table
+    def _step(self, batch: Batch, factor: float) -> tuple[float, float, int]:
+        """One optimizer step; returns mean loss and weight, both 0 if it was skipped, and the rows of the batch."""
+        config = self.config
         table_rate = config.table_learning_rate * factor
-        if isinstance(table, FbgemmTable):
-            table.set_learning_rate(table_rate)
-        loss, weight = weighted_loss(self.model.logits(batch), batch)
+        self.model.embedding.table.set_learning_rate(table_rate)
+        loss, value, weight, rows = self._loss(batch)
         loss.backward()
-        value, norm = float(loss.detach()), self._gradient_norm()
+        self._share_gradients()
+        norm = self._gradient_norm()
         if not (math.isfinite(value) and math.isfinite(norm)):
             self._skip(value, norm)
-            return 0.0, 0.0
+            return 0.0, 0.0, rows
         self._progress.skipped_in_a_row = 0
         scale = self._clip(norm)
         for group in self._dense.param_groups:
@@ -222,7 +223,15 @@ class Trainer:
         self.model.embedding.step(table_rate, scale)
         if self._average:
             self._average.update()
-        return value, weight
+        return value, weight, rows
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, float, float, int]:
+        """What to differentiate; and of the whole step the mean loss, the weight and the rows."""
+        loss, weight = weighted_loss(self.model.logits(batch), batch)
+        return loss, float(loss.detach()), weight, len(batch)
+
+    def _share_gradients(self) -> None:
+        """Where several processes train, they agree on the network's gradients here."""
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._parameters.values() if p.grad is not None]
@@ -281,7 +290,7 @@ class Trainer:
     def _validate(self, valid: Loader) -> dict[str, float]:
         """Metrics of the weights now in the model, which become the best weights if they are."""
         p, monitor = self._progress, self.config.monitor
-        predictions = predict(self.model, valid)
+        predictions = self._predict(valid)
         assert predictions.labels is not None
         report = evaluate(predictions.labels, predictions.probabilities, predictions.weight)
         if report[monitor] is None:
@@ -295,14 +304,22 @@ class Trainer:
         sign = 1 if monitor == "auc" else -1
         if not p.best_metrics or sign * metrics[monitor] > sign * p.best_metrics[monitor]:
             p.best_epoch, p.best_metrics = p.epoch, metrics
-            state = {"epoch": p.epoch, "step": p.step, "metrics": metrics, **identity_of(self.model)}
-            write_tensors(self.folder / "best.safetensors", self.model.tensors(), state)
+            self._save_best({"epoch": p.epoch, "step": p.step, "metrics": metrics, **identity_of(self.model)})
         return metrics
+
+    def _predict(self, valid: Loader) -> Predictions:
+        return predict(self.model, valid)
+
+    def _save_best(self, state: dict[str, Any]) -> None:
+        write_tensors(self._checkpoints.best, self.model.tensors(), state)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, by name; live tensors but for the random state."""
-        out = {f"model.{name}": t for name, t in self.model.tensors().items()}
-        for name, t in self.model.embedding.table.optimizer_state().items():
+        table_state = self.model.embedding.table.optimizer_state()
+        # Rows of a master copy are made from it whenever they are asked for: they are no state of their own.
+        made = {"table"} if "master" in table_state else set()
+        out = {f"model.{name}": t for name, t in self.model.tensors().items() if name not in made}
+        for name, t in table_state.items():
             out[f"table_optimizer.{name}"] = t
         for name, t in self._hot_state().items():
             out[f"hot.{name}"] = t
@@ -320,21 +337,21 @@ class Trainer:
 
     def _save(self) -> None:
         p = self._progress
-        settings = {"train": self.config.model_dump(mode="json"), "seed": self.seed}
-        state = {"progress": asdict(p), **settings, **identity_of(self.model)}
-        write_tensors(self.folder / f"step-{p.step:09d}.safetensors", self._tensors(), state)
-        for old in sorted(self.folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+        state = {"progress": asdict(p), **self._settings(), **identity_of(self.model)}
+        self._checkpoints.save(p.step, self._tensors(), state)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree with; into how many processes the work is divided is not of it."""
+        return {"train": self.config.model_dump(mode="json", exclude={"distributed"}), "seed": self.seed}
 
     @torch.no_grad()
     def _resume(self) -> None:
         """Takes up the newest checkpoint, if there is one."""
-        checkpoints = sorted(self.folder.glob("step-*.safetensors"))
-        if not checkpoints:
+        newest = self._checkpoints.newest()
+        if newest is None:
             return
-        tensors, state = read_tensors(checkpoints[-1])
-        expected = {"train": self.config.model_dump(mode="json"), "seed": self.seed}
-        for key, value in expected.items():
+        state = self._checkpoints.state(newest)
+        for key, value in self._settings().items():
             if state[key] != value:
                 raise ArtifactError(
                     "the checkpoint was written under another config",
@@ -343,22 +360,21 @@ class Trainer:
                     expected=value,
                     mend="resume with the config it was started with, or train without --resume",
                 )
-        check_identity(self.model, state, tensors["model.exact_keys"], checkpoints[-1])
-        model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        self.model.load_tensors(model)
-        for name, parameter in self._parameters.items():
-            prefix = f"optimizer.{name}."
-            self._dense.state[parameter] = {
-                key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
-            }
-        for name, t in self.model.embedding.table.optimizer_state().items():
-            t.copy_(tensors[f"table_optimizer.{name}"])
-        for name, t in self._hot_state().items():
-            t.copy_(tensors[f"hot.{name}"])
-        for name, t in (self._average.state() if self._average else {}).items():
-            t.copy_(tensors[f"average.{name}"])
-        torch.set_rng_state(tensors["random_state"])
+        check_identity(self.model, state, newest)
+        tensors = self._tensors()
+        self._checkpoints.restore(newest, tensors)
+        if "random_state" in tensors:
+            torch.set_rng_state(tensors["random_state"])
         self._progress = _Progress(**state["progress"])
+
+
+def _adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    """Adam with its state there from the start, so that a checkpoint can be read into it."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    for parameter in optimizer.param_groups[0]["params"]:
+        moments = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+    return optimizer
 
 
 def weighted_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
@@ -403,8 +419,16 @@ def load_best(model: CTRModel, folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: there are none, or they belong to another model.
     """
-    path = folder / "best.safetensors"
-    tensors, state = read_tensors(path)
-    check_identity(model, state, tensors["exact_keys"], path)
-    model.load_tensors(tensors)
+    path = Checkpoints(folder).best
+    state = read_state(path)
+    check_identity(model, state, path)
+    _fill(model, functools.partial(read_into, path))
     return {key: state[key] for key in ("epoch", "step", "metrics")}
+
+
+@torch.no_grad()
+def _fill(model: CTRModel, read: Callable[[Mapping[str, Tensor]], None]) -> None:
+    """Lets `read` write into the tensors of a model; rows made from a master copy go back into it."""
+    tensors = model.tensors()
+    read(tensors)
+    model.embedding.table.load_stored(tensors["table"])

@@ -76,21 +76,32 @@ def test_iterating_again_starts_the_epoch_again(store):
     assert weights(loader) == weights(loader)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, 3, 7])
 @pytest.mark.parametrize("seed", [None, 5])
-def test_ranks_are_disjoint_and_together_everything(store, world, seed):
-    loaders = [Loader(store, "train", 30, shuffle_seed=seed, rank=rank, world_size=world) for rank in range(world)]
-    assert len({len(loader) for loader in loaders}) == 1
-    parts = [[weights([batch]) for batch in loader] for loader in loaders]
-    assert len({len(part) for part in parts}) == 1
-    every = [weight for part in parts for batch in part for weight in batch]
-    assert len(set(every)) == len(every)
-    left_out = store.rows("train") - len(every)
-    assert 0 <= left_out < world
-    # The ranks' batches of one step side by side are one batch of a single process.
-    single = [weights([batch]) for batch in Loader(store, "train", 30 * world, shuffle_seed=seed)]
-    together = [[weight for batch in step for weight in batch] for step in zip(*parts, strict=True)]
-    assert together[:-1] == single[: len(together) - 1]
+def test_the_ranks_batches_side_by_side_are_those_of_a_single_process(store, world, seed):
+    loaders = [Loader(store, "train", 64, shuffle_seed=seed, rank=rank, world_size=world) for rank in range(world)]
+    single = Loader(store, "train", 64, shuffle_seed=seed)
+    steps = list(zip(*loaders, strict=True))
+    assert len(steps) == len(single)
+    for parts, whole in zip(steps, single, strict=True):
+        assert Batch.cat(parts).equal(whole)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_step_of_fewer_rows_than_ranks_leaves_some_batches_empty(store):
+    rows = store.rows("train")
+    parts = [list(Loader(store, "train", rows - 1, rank=rank, world_size=3)) for rank in range(3)]
+    assert [len(part[1]) for part in parts] == [1, 0, 0]
+    assert Batch.cat([part[1] for part in parts]).equal(list(Loader(store, "train", rows - 1))[1])
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_positions_put_the_ranks_rows_back_in_order(store, seed):
+    parts = [Loader(store, "train", 100, shuffle_seed=seed, rank=rank, world_size=3) for rank in range(3)]
+    order = torch.cat([part.positions() for part in parts]).argsort()
+    rows = torch.tensor([weight for part in parts for weight in weights(part)])
+    assert rows[order].tolist() == weights(Loader(store, "train", 100, shuffle_seed=seed))
 
 
 def test_drop_last(store):

@@ -22,7 +22,7 @@ from recsys.serving.scorer import Scorer
 
 # The code under test, also where the package is not installed.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-VERBS = ("prepare", "train", "evaluate", "register", "score", "run", "inspect", "demo", "data")
+VERBS = ("prepare", "train", "evaluate", "register", "score", "convert", "run", "inspect", "demo", "data")
 
 
 def sha256(path: Path) -> str:
@@ -335,6 +335,118 @@ def test_training_without_diagnostics(world: Any, recsys: Callable[..., Any]) ->
     outcome = recsys("train", world.config, "--json")
     assert outcome.code == 0, outcome.err
     assert not (Path(outcome.json["folder"]) / "diagnostics.html").exists()
+
+
+def test_convert_writes_a_smaller_bundle_and_tells_its_cost(
+    in_trained: Any, recsys: Callable[..., Any], tmp_path: Path
+) -> None:
+    run, out = in_trained.folder / "work" / "small" / "runs" / "0001", tmp_path / "small"
+    before = sha256(run / "bundle" / "weights.safetensors")
+    outcome = recsys("convert", run, "--format", "int8", "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    result = outcome.json
+    assert result["bundle"] == str(out)
+    assert (result["from"], result["to"]) == ("fp32", "int8")
+    rows = Scorer.load(out).bundle.model.plan.rows
+    assert result["old_table_bytes"] - result["table_bytes"] == rows * (4 * 4 - (4 + 2))
+    evaluated = recsys("evaluate", in_trained.config, "--json").json["metrics"]
+    assert result["old_metrics"]["auc"] == pytest.approx(evaluated["auc"], abs=1e-9)
+    assert result["change"]["logloss"] == result["metrics"]["logloss"] - result["old_metrics"]["logloss"]
+    assert 0 < result["max_change"] < 0.02
+    assert 0 < result["rounding_error"] < 0.02
+    # what was measured is what the new bundle says
+    rows = pl.read_parquet(in_trained.events).drop("click", "p_true")
+    new, old = Scorer.load(out), Scorer.load(run / "bundle")
+    assert new.bundle.model.plan.format == "int8"
+    assert 0 < np.abs(new.score(rows) - old.score(rows)).max() < 0.02
+    assert new.bundle.description["metrics"]["metrics"] == result["metrics"]
+    assert sha256(run / "bundle" / "weights.safetensors") == before
+
+
+def test_convert_a_registered_model_with_and_without_raw_rows(
+    in_trained: Any, recsys: Callable[..., Any], tmp_path: Path
+) -> None:
+    measured = recsys(
+        "convert",
+        "models:/small@challenger",
+        in_trained.events,
+        "--format",
+        "bf16",
+        "--out",
+        tmp_path / "a",
+        "--json",
+    )
+    assert measured.code == 0, measured.err
+    assert measured.json["metrics"]["rows"] == 3000
+    assert measured.json["gates"] is None
+    alone = recsys("convert", tmp_path / "a", "--format", "int4", "--json")
+    assert alone.code == 0, alone.err
+    assert alone.json["bundle"] == str(tmp_path / "a-int4")
+    assert alone.json["metrics"] is alone.json["change"] is None
+    assert "name DATA" in alone.err
+
+
+def test_convert_refuses_and_leaves_nothing(in_trained: Any, recsys: Callable[..., Any], tmp_path: Path) -> None:
+    run = in_trained.folder / "work" / "small" / "runs" / "0001"
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    pl.read_parquet(in_trained.events).drop("click").write_parquet(tmp_path / "unlabelled.parquet")
+    out = ("--out", tmp_path / "new")
+    for arguments, words in (
+        ((run, "--format", "fp32", *out), "in this format already"),
+        ((run, "--format", "int-8", *out), "did you mean 'int8'?"),
+        ((run, "--format", "int8", "--out", tmp_path / "there"), "there already"),
+        ((run, "--format", "int8", "--out", tmp_path / "file" / "new"), "could not be written"),
+        ((run, tmp_path / "unlabelled.parquet", "--format", "int8", *out), "click"),
+        ((run, tmp_path / "nowhere.parquet", "--format", "int8", *out), "nowhere.parquet"),
+        ((tmp_path, "--format", "int8", *out), "is no model bundle"),
+        (("models:/smal@challenger", "--format", "int8", *out), "did you mean 'small'?"),
+    ):
+        outcome = recsys("convert", *arguments, "--json")
+        assert outcome.code == 2, outcome.out
+        assert words in outcome.err
+        assert outcome.json["error"]["message"] in outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there", "unlabelled.parquet"]
+    assert in_trained.leftovers() == []
+
+
+def test_a_converted_run_is_registered_if_it_keeps_its_gates(world: Any, recsys: Callable[..., Any]) -> None:
+    world.write(gates={"logloss": {"max": 0.9}, "reference_auc_gap": {"max": 0.5}})
+    done = recsys("run", world.config, "--json")
+    assert done.code == 0, done.err
+    run = done.json["train"]["folder"]
+    missing = recsys("register", world.config, "--format", "int4")
+    assert missing.code == 2
+    assert f"recsys convert {run} --format int4" in missing.err
+    converted = recsys("convert", run, "--format", "int4", "--json")
+    assert converted.code == 0, converted.err
+    assert [gate["met"] for gate in converted.json["gates"]] == [True, True]
+    outcome = recsys("register", world.config, "--format", "int4", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["version"] == 2
+    rows = pl.read_parquet(world.events).head(50)
+    registered = Scorer.load(Registry(store_uri(world)).bundle_of("models:/small@challenger"))
+    assert registered.bundle.model.plan.format == "int4"
+    np.testing.assert_array_equal(registered.score(rows), Scorer.load(converted.json["bundle"]).score(rows))
+    # measured on other rows, it has not kept its gates
+    elsewhere = recsys("convert", run, world.events, "--format", "int8")
+    assert elsewhere.code == 0, elsewhere.err
+    unchecked = recsys("register", world.config, "--format", "int8")
+    assert unchecked.code == 2
+    assert "gates were not checked" in unchecked.err
+
+
+def test_a_conversion_that_misses_a_gate_is_not_registered(world: Any, recsys: Callable[..., Any]) -> None:
+    for verb in ("prepare", "train"):
+        assert recsys(verb, world.config, "gates.auc.min=0.9999").code == 0
+    run = world.folder / "work" / "small" / "runs" / "0001"
+    converted = recsys("convert", run, "--format", "int2", "--json")
+    assert converted.code == 1
+    assert converted.json["gates_failed"] == ["auc"]
+    assert "FAILED" in converted.err
+    outcome = recsys("register", world.config, "--format", "int2")
+    assert outcome.code == 1
+    assert "not registered: run 0001 in int2 failed a gate (auc)" in outcome.out
 
 
 def test_data_lists_and_writes(recsys: Callable[..., Any], tmp_path: Path) -> None:

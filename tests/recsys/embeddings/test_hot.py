@@ -329,6 +329,19 @@ def test_bytes_are_counted_and_serialised(tmp_path: Path) -> None:
     assert (lines["item"]["region"], lines["item"]["bytes"]) == ("shared", 0)
 
 
+def test_training_bytes_are_what_the_state_takes() -> None:
+    module = make({"features": {"user": 256}})
+    rows = module.plan.rows
+    adam = 2 * rows * WIDTH * 4 + 8
+    hot = 256 * (4 + 4 + 8 * 4) + 8 + 4  # score, last seen, 8 counters a slot; unit and step number
+    index = (len(module.exact_keys) + len(module.hot_keys)) * 4
+    stored = rows * WIDTH * 4 + index
+    assert module.training_bytes == stored + adam + hot
+    table = module.table
+    table.average = RowAverage(table.rows, table.width, 0.9)
+    assert module.training_bytes == stored + adam + hot + rows * (WIDTH * 4 + 4) + 4
+
+
 def test_a_plan_with_hot_slots_survives_json() -> None:
     plan = make({"features": {"user": 64}, "half_life": 7, "expire": 9}).plan
     again = EmbeddingPlan.from_json(plan.to_json())

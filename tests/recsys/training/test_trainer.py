@@ -221,6 +221,43 @@ def test_weights_count(store_folder: Path) -> None:
     torch.testing.assert_close(loss, weighted_loss(model.logits(repeated), repeated)[0])
 
 
+@pytest.mark.parametrize("master", [False, True])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_low_bit_table_resumes_to_the_same_bits(
+    store_folder: Path, tmp_path: Path, master: bool, ema: float | None
+) -> None:
+    """Cut within an epoch: the rows in training, and with a master copy the fp32 rows behind them."""
+    store = Store.open(store_folder)
+
+    class Cut(training_job.PrintSteps):
+        def on_step(self, step: int, values: dict[str, float]) -> None:
+            if step == 17:
+                raise KeyboardInterrupt
+
+    def trainer(folder: str, listener: training_job.PrintSteps | None = None) -> tuple[Trainer, tuple[Loader, Loader]]:
+        embedding = {"format": "int4", "rows": 297}
+        model, config = training_job.build(store, embedding=embedding, table_master=master, ema=ema)
+        out = Trainer(model, config, seed=3, folder=tmp_path / folder, listener=listener)
+        return out, training_job.loaders(store, config)
+
+    whole, data = trainer("whole")
+    expected = whole.fit(*data)
+    cut, data = trainer("cut", Cut())
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(*data)
+    newest = read_tensors(sorted((tmp_path / "cut").glob("step-*"))[-1])[0]
+    assert ("table_optimizer.master" in newest, "model.table" in newest) == (master, not master)
+    resumed, data = trainer("cut")
+    assert resumed.fit(*data, resume=True).history == expected.history
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    for name, t in resumed.model.tensors().items():
+        assert torch.equal(t, whole.model.tensors()[name]), name
+    # what is kept of the best epoch is the table as it will be served
+    best = read_tensors(expected.checkpoint)[0]["table"]
+    assert best.dtype == torch.uint8
+    assert torch.equal(best, resumed.model.tensors()["table"])
+
+
 def test_resuming_under_another_config_is_refused(store_folder: Path, tmp_path: Path) -> None:
     training_job.run(store_folder, tmp_path, epochs=1)
     with pytest.raises(ArtifactError, match="another config"):
@@ -324,7 +361,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     trainer._step(next(batches), 1.0)
     before = state_of(trainer)
     spoil(model, where)
-    assert trainer._step(next(batches), 1.0) == (0.0, 0.0)
+    assert trainer._step(next(batches), 1.0)[:2] == (0.0, 0.0)
     assert all(torch.equal(t, before[name]) for name, t in state_of(trainer).items())
     assert not getattr(model.embedding, "_watched", None)
     assert float(model.embedding.table.gradient_norm(coalesced=False)) == 0
