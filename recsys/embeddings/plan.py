@@ -203,7 +203,7 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
 
     Raises:
         ConfigError: an override names no feature, an exact feature is to be hot, or the table would be too large to
-            address or has fewer rows than features that share none.
+            address.
     """
     names = [(n, False) for n in layout.id_names] + [(n, True) for n in layout.bag_names]
     known = [n for n, _ in names]
@@ -307,14 +307,6 @@ def _hashed_segments(
         return dict.fromkeys(used, (0, config.rows)), config.rows
     # Unseen values of an exact field share one row; the remaining rows are divided among the hashed fields.
     hashed = [n for n in used if n not in exact]
-    if len(hashed) > config.rows:
-        raise ConfigError(
-            "fewer rows than features that hash into rows of their own",
-            field="embedding.rows",
-            found=config.rows,
-            expected=f"at least {len(hashed)}, one a feature",
-            mend="raise it, or make more fields exact",
-        )
     power = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}[config.split]
     weights = {n: max(values[n], 1) ** power for n in hashed}
     total = math.fsum(weights.values())

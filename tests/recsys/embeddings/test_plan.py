@@ -232,15 +232,6 @@ def test_a_table_beyond_memory_is_refused_with_its_bytes() -> None:
         make(list(SIZES), rows=2**31 - 1000, width=1024, exact={"max_values": 0})
 
 
-def test_a_hashed_table_with_fewer_rows_than_features_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"embedding\.rows: fewer rows than features.*Found: 2\. Expected: at least 3"
-    ):
-        make(list(SIZES), kind="hashed", rows=2, exact={"max_values": 10})
-    plan, _ = make(list(SIZES), kind="hashed", rows=3, exact={"max_values": 10})
-    assert [f.span for f in plan.features if f.region == "own"] == [1, 1, 1]
-
-
 def test_a_table_too_large_to_address_is_refused() -> None:
     with pytest.raises(ConfigError, match="more rows than can be addressed"):
         make(list(SIZES), rows=2**31 - 1, exact={"max_values": 100})
