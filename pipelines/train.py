@@ -27,7 +27,7 @@ from recsys.embeddings import EmbeddingPlan, plan_embedding
 from recsys.embeddings.sharded import ShardedTable
 from recsys.memory import available_memory, require_memory
 from recsys.models import CTRModel
-from recsys.processes import Processes, joined, launched, launched_count, restarted
+from recsys.processes import Processes, joined, launched, launched_count, leave, restarted
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.tensorfile import write_tensors
@@ -366,4 +366,9 @@ def _newest_run(config: ExperimentConfig, store: Store) -> Run:
 if __name__ == "__main__":
     from pipelines.cli import main
 
-    main(["train", *sys.argv[1:]])
+    try:
+        main(["train", *sys.argv[1:]])
+    except SystemExit as end:
+        if launched() and not end.code:
+            leave(0)
+        raise
