@@ -25,7 +25,7 @@ from recsys.embeddings.diagnostics import diagnose, update_state
 from recsys.embeddings.occupancy import count_ids
 from recsys.embeddings.plan import IdCounts
 from recsys.models import CTRModel
-from recsys.tensorfile import read_tensors
+from recsys.training.checkpoints import Checkpoints
 
 ROWS = 200_000
 """Rows of a sample, where nothing else is said."""
@@ -91,10 +91,12 @@ def data_sample(pipeline: FeaturePipeline, source: str, split: str, rows: int) -
 
 def run_state(run: Run) -> dict[str, Tensor]:
     """What a run's newest checkpoint remembers of the updates of rows; nothing if there is none."""
-    checkpoints = sorted(run.checkpoints.glob("step-*.safetensors"))
-    tensors = read_tensors(checkpoints[-1])[0] if checkpoints else {}
+    checkpoints = Checkpoints(run.checkpoints)
+    newest = checkpoints.newest()
+    if newest is None:
+        return {}
     prefixes = ("average.table.", "table_optimizer.")
-    return {name.removeprefix(p): t for p in prefixes for name, t in tensors.items() if name.startswith(p)}
+    return {name.removeprefix(p): t for p in prefixes for name, t in checkpoints.read(newest, p).items()}
 
 
 def diagnose_run(

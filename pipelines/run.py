@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from features.errors import ConfigError
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
 from pipelines.register import register
 from pipelines.train import train
+from recsys.processes import launched
 
 
 def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> dict[str, Any]:
@@ -23,7 +25,17 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
     Returns:
         prepare, train, evaluate, register: what each step returned. A model that fails a gate is not registered:
         `register` is None and `gates_failed` names the metrics.
+
+    Raises:
+        ConfigError: Under torchrun: each process would evaluate and register.
     """
+    if launched():
+        raise ConfigError(
+            "several processes only train",
+            field="torchrun",
+            found="run",
+            mend="torchrun ... -m pipelines.train; prepare, evaluate and register without it",
+        )
     console.title("1/4 prepare")
     prepared = prepare(config, console)
     console.title("2/4 train")

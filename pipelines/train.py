@@ -6,6 +6,7 @@ keeps the run folder, MLflow and the console.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,13 +27,15 @@ from recsys.embeddings import EmbeddingPlan, plan_embedding
 from recsys.embeddings.sharded import ShardedTable
 from recsys.memory import available_memory, require_memory
 from recsys.models import CTRModel
-from recsys.processes import Processes, joined, launched, launched_count, restarted
+from recsys.processes import Processes, joined, launched, launched_count, leave, restarted
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
-from recsys.training import Trainer, TrainingListener, load_best
+from recsys.tensorfile import write_tensors
+from recsys.training import TrainConfig, Trainer, TrainingListener, load_best
 from recsys.training.checkpoints import Checkpoints
 from recsys.training.distributed import DistributedTrainer, check_distributed, sharded_model
 from recsys.training.footprint import training_memory
+from recsys.training.sharded_checkpoints import ShardedCheckpoints
 
 
 def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
             console.note(f"run {run.name}: was finished already, nothing is trained")
             return finished
         model = _model_for(processes, config, store, plan)
-        started = _started_from(config, store, model, run, console) if config.train.warm_start else None
+        started = _take_over(processes, config, store, plan, model, run, console) if config.train.warm_start else None
         parts: dict[str, Any] = {"rank": processes.rank, "world_size": processes.count}
         loader = Loader(store, "train", config.train.batch_size, shuffle_seed=config.seed, **parts)
         valid = Loader(store, "valid", config.train.eval_batch_size, **parts)
@@ -192,6 +195,33 @@ def _model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRMo
     )
 
 
+def _take_over(
+    processes: Processes,
+    config: ExperimentConfig,
+    store: Store,
+    plan: EmbeddingPlan,
+    model: CTRModel,
+    run: Run | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Starts the model from a trained one; if its table is divided, by way of a whole one in the first process."""
+    if not processes.connected:
+        return _started_from(config, store, model, run, console)
+    aside = config.folder / f".warm_start.{processes.first(os.getpid)}.tmp"
+
+    def take_over() -> dict[str, Any]:
+        whole = _model(config, store, plan)
+        started = _started_from(config, store, whole, run, console)
+        write_tensors(aside, whole.tensors(), {})
+        return started
+
+    started = processes.first(take_over)
+    ShardedCheckpoints(aside.parent, processes).restore(aside, model.tensors())
+    processes.each(None)  # all have read it
+    processes.first(aside.unlink)
+    return started
+
+
 def _started_from(
     config: ExperimentConfig, store: Store, model: CTRModel, run: Run | None, console: Console
 ) -> dict[str, Any]:
@@ -230,7 +260,8 @@ def _trainer_for(
 
 def _check_alike(processes: Processes, config: ExperimentConfig, store: Store) -> None:
     """All processes have read the same config and data, wherever they run."""
-    for name, digest in (("config", config.digest()), ("prepared data", store.digest)):
+    division = config.train.distributed.model_dump_json()  # which is not of the digest
+    for name, digest in (("config", config.digest() + division), ("prepared data", store.digest)):
         digests = processes.each(digest)
         other = next((rank for rank, theirs in enumerate(digests) if theirs != digests[0]), None)
         if other is not None:
@@ -266,7 +297,7 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
         check_distributed(config.train, config.embedding, plan, launched_count())
     # The network and the checks of the trainer are the same whatever the number of rows.
     small = replace(plan, rows=min(plan.rows, 1))
-    require_memory(training_memory(store.layout, small, config.model, config.train))
+    require_memory(training_memory(store.layout, small, config.model, _of_one_process(config.train)))
     outline = _model(config, store, small)
     Trainer(outline, config.train, seed=config.seed, folder=config.folder)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
@@ -286,6 +317,13 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
         "embedding_width": plan.output_width,
         "memory_bytes": sum(part.bytes for part in training_memory(store.layout, plan, config.model, config.train)),
     }
+
+
+def _of_one_process(train: TrainConfig) -> TrainConfig:
+    """The training as one of the processes meets it: with its part of every batch."""
+    count = launched_count()
+    sizes = {name: -(-getattr(train, name) // count) for name in ("batch_size", "eval_batch_size")}
+    return train.model_copy(update=sizes)
 
 
 def _size_text(size: dict[str, int], plan: EmbeddingPlan) -> str:
@@ -328,4 +366,9 @@ def _newest_run(config: ExperimentConfig, store: Store) -> Run:
 if __name__ == "__main__":
     from pipelines.cli import main
 
-    main(["train", *sys.argv[1:]])
+    try:
+        main(["train", *sys.argv[1:]])
+    except SystemExit as end:
+        if launched() and not end.code:
+            leave(0)
+        raise

@@ -63,7 +63,8 @@ def start_from(
     old = _load(config, trained)
     changed = changed_features(old.pipeline.spec, store.spec)
     report = warm_start(model, old.model, store.id_counts("train"), reset={*config.train.reset, *changed})
-    console.table(f"warm start from {trained}", report.lines())
+    console.note(f"starting from {trained}")
+    console.table("rows that training reads", report.lines())
     console.note(
         f"rows kept {report.rows_kept:,}, merged {report.rows_merged:,}, drawn anew "
         f"{report.rows - report.rows_kept - report.rows_merged:,}; {report.lookups_kept:.1%} of the training data's "

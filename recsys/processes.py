@@ -9,13 +9,14 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 import torch
@@ -46,7 +47,7 @@ class Processes:
     """Whether there is a process group; without one this process is alone."""
 
     def first(self, do: Callable[[], T]) -> T:
-        """Calls `do` in the first process only; all get what it returns, or the error it raises."""
+        """Calls `do` in the first process, whatever the others still do; all get what it returns, or its error."""
         if not self.connected:
             return do()
         said: list[Any] = [None, None]
@@ -115,6 +116,16 @@ def launched_count() -> int:
 def restarted() -> bool:
     """Whether `torchrun` has started the processes anew, as it does up to `--max-restarts` times."""
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a process of a group that has done its work.
+
+    Threads of the group's C++ parts may still run then, and an interpreter that tears itself down meanwhile aborts.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -52,17 +52,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
         ) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `write_tensors` wrote.
 
     Returns:
-        The tensors by name, and the JSON object.
+        The tensors by name, those whose names begin with the prefix; and the JSON object.
 
     Raises:
         ArtifactError: the file is missing or damaged.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _state(file)  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}, _state(file)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from features.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.sharded import ShardedTable
 from recsys.models import CTRModel, ModelConfig
-from recsys.processes import Processes, joined
+from recsys.processes import Processes, joined, leave
 from recsys.training import TrainConfig, Trainer, TrainResult
 from recsys.training.distributed import DistributedTrainer, check_distributed, sharded_model
 
@@ -90,3 +90,4 @@ def main(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    leave(0)

@@ -23,7 +23,7 @@ _AHEAD = np.uint64(32)
 """Lookups between asking for a row and reading it."""
 _LINE = np.uint64(64)
 _COMPILE = {"nogil": True, "error_model": "numpy", "cache": True, "fastmath": {"reassoc", "nsz"}}
-_LANES = np.uint64(64)
+_LANES = np.uint64(16)
 """Loops over scratch rows run to a multiple of this, which is what the compiler makes vector code for."""
 _HEADROOM = np.float32(HEADROOM)
 _SHRINK_BELOW = np.float32(SHRINK_BELOW)

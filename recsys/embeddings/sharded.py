@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,9 +21,13 @@ from features.errors import ConfigError
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.embeddings.table import Table, TableOptimizer
+from recsys.memory import MemoryPart, available_memory, require_memory
 from recsys.processes import Processes
 
 Sharding = Literal["auto", "row_wise", "column_wise", "table_wise"]
+
+GATHERED_COPIES = 2
+"""Of the table in the first process when it writes the best weights: its parts as they arrive, and the whole."""
 
 _TABLE = "table"
 
@@ -309,7 +312,7 @@ def _plan_of_parts(
     from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 
     count, on_this_machine = processes.count, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    memory = min(processes.each(psutil.virtual_memory().total // on_this_machine))
+    memory = min(processes.each(available_memory() // on_this_machine))
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=count, local_world_size=on_this_machine, compute_device="cpu", hbm_cap=0, ddr_cap=memory
@@ -338,4 +341,12 @@ def _plan_of_parts(
                 + ("" if sharding == "auto" else ", or set train.distributed.sharding to auto"),
             ) from error
 
-    return processes.first(planned)
+    whole = MemoryPart(
+        "the whole table, gathered for the best weights",
+        GATHERED_COPIES * plan.rows * plan.width * 4,
+        "embedding.rows",
+        "lower embedding.rows or embedding.width, or start the first process on a larger machine",
+    )
+    layout = processes.first(planned)
+    processes.first(lambda: require_memory([whole]))
+    return layout

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from features.errors import ArtifactError
 from features.files import read_json
-from recsys.tensorfile import read_into, read_state, write_tensors
+from recsys.tensorfile import read_into, read_state, read_tensors, write_tensors
 
 KEPT = 2
 STATE = "state.json"
@@ -63,6 +64,17 @@ class Checkpoints:
             ArtifactError: it is missing or damaged.
         """
         return dict(read_json(path / STATE, mend=MEND)) if path.is_dir() else read_state(path)
+
+    def read(self, path: Path, prefix: str) -> dict[str, Tensor]:
+        """The tensors of a checkpoint whose names begin so, whole, in this process alone.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        if not path.is_dir():
+            return read_tensors(path, prefix)[0]
+        with reading(path):
+            return _whole(path, prefix)
 
     def restore(self, path: Path, into: Mapping[str, Tensor]) -> None:
         """Copies tensors out of a checkpoint or the best weights; from a folder, those that it holds.
@@ -126,6 +138,20 @@ def cause(error: BaseException) -> str:
         return str(error)
     rank, (first, _) = next(iter(failures.items()))
     return f"{first} (in process {rank})"
+
+
+def _whole(path: Path, prefix: str) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    out = {
+        name: torch.empty(t.size, dtype=t.properties.dtype)
+        for name, t in stored.items()
+        if name.startswith(prefix) and isinstance(t, TensorStorageMetadata)
+    }
+    load_parts(path, out, alone=True)
+    return out
 
 
 def _step(path: Path) -> str:

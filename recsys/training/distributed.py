@@ -225,7 +225,6 @@ def check_distributed(train: TrainConfig, embedding: EmbeddingConfig, plan: Embe
         "clip_norm": inside,
         "ema": inside,
         "table_master": "their table is fp32",
-        "warm_start": "a model is taken over into a whole table",
     }.items():
         value = getattr(train, name)
         if value:

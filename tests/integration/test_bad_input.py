@@ -151,7 +151,7 @@ def test_settings_that_do_not_go_together_begin_no_run(world: Any, recsys: Recsy
     pytest.importorskip("fbgemm_gpu", reason="the conflict is with the fbgemm kernel")
     assert recsys("prepare", world.config).code == 0
     overrides = ("embedding.kernel=fbgemm", setting, "tracking.enabled=true")
-    refused(recsys("train", world.config, *overrides), setting.partition("=")[0], "kernel to torch")
+    refused(recsys("train", world.config, *overrides), setting.partition("=")[0], "kernel to auto")
     refused(recsys("train", world.config, *overrides, "--dry-run"), setting.partition("=")[0])
     assert not (world.folder / "work" / "small" / "runs").exists()
     assert not (world.folder / "work" / "mlflow.db").exists()

@@ -93,6 +93,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(world: Any, recsys
     ]
     assert updates[0] is not None
     assert updates[0] == updates[1]
+    looked = recsys("inspect", run, world.store, "--json")
+    assert looked.json["diagnostics"]["updates"] == updates[0]
     # and a run that is finished stays as it is, however many processes ask for it
     assert recsys("train", world.config, *SETTINGS, "--resume").code == 0
 
@@ -126,6 +128,20 @@ def test_a_run_goes_on_by_itself_when_torchrun_starts_the_processes_again(
     assert json.loads(out.splitlines()[-1])["run"] == "0001"
 
 
+@pytest.mark.slow
+def test_a_warm_start_is_that_of_one_process(world: Any, recsys: Callable[..., Any]) -> None:
+    assert recsys("prepare", world.config).code == 0
+    first = recsys("train", world.config, *SETTINGS, "--json").json
+    more = [f"train.warm_start={first['bundle']}", "embedding.rows=700"]
+    job = start(world, *more, "--json")
+    out, err = job.communicate(timeout=300)
+    assert job.returncode == 0, err
+    two, alone = json.loads(out), recsys("train", world.config, *SETTINGS, *more, "--json").json
+    assert two["warm_start"]["auc"] == pytest.approx(alone["warm_start"]["auc"], abs=1e-9)
+    assert two["valid"]["logloss"] == pytest.approx(alone["valid"]["logloss"], abs=1e-6)
+    assert world.leftovers() == []
+
+
 def test_what_several_processes_cannot_do_is_said_before_they_meet(
     world: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,3 +157,6 @@ def test_what_several_processes_cannot_do_is_said_before_they_meet(
     outcome = recsys("train", world.config, "train.ema=0.9", "--json")
     assert outcome.out == ""
     assert outcome.err.startswith("process 1: error: train.ema:")
+    outcome = recsys("run", world.config)
+    assert outcome.code == 2
+    assert "several processes only train" in outcome.err

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from features.errors import ConfigError
 from features.layout import Layout
+from recsys import memory
 from recsys.embeddings import EmbeddingConfig, MultiplexedEmbedding, TableOptimizer, plan_embedding
 from recsys.embeddings import table as table_module
 from recsys.embeddings.plan import EmbeddingPlan
@@ -123,3 +124,10 @@ def test_a_table_beyond_the_memory_is_refused_before_it_is_made() -> None:
         ShardedTable(
             plan_of(rows=2_000_000_000, width=1024, exact={"max_values": 0}), TableOptimizer(), "auto", 64, ALONE
         )
+
+
+def test_the_first_process_must_hold_the_whole_table_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(rows=100_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: plan.rows * plan.width * 4)
+    with pytest.raises(ConfigError, match=r"embedding.rows: it would not fit .*the whole table, gathered"):
+        table(plan)

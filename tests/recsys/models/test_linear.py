@@ -46,3 +46,12 @@ def test_evaluation_uses_torchs_own_product(monkeypatch: pytest.MonkeyPatch) -> 
     with torch.no_grad():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
     assert torch.equal(layer.eval()(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@needs_onednn
+def test_an_empty_batch_has_empty_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "onednn_pays", lambda: True)
+    layer = Linear(4, 16)
+    layer(torch.zeros(0, 4)).sum().backward()
+    assert layer.weight.grad is not None
+    assert not layer.weight.grad.any()

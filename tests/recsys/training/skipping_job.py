@@ -17,7 +17,7 @@ from features.loader import Loader
 from features.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import ModelConfig
-from recsys.processes import joined
+from recsys.processes import joined, leave
 from recsys.training import TrainConfig
 from recsys.training.distributed import DistributedTrainer, sharded_model
 
@@ -71,3 +71,4 @@ def main(store_folder: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave(0)

@@ -238,7 +238,6 @@ def test_other_numbers_of_processes(store_folder: Path, folder: Path, alone: Any
         ({"table_optimizer": "adam"}, {}, "train.table_optimizer"),
         ({"table_optimizer": "rowwise_rmsprop"}, {}, "train.table_optimizer"),
         ({"table_master": True}, {}, "train.table_master"),
-        ({"warm_start": "models:/ctr/1"}, {}, "train.warm_start"),
         ({}, {"format": "int8"}, "embedding.format"),
         ({}, {"hot": {"features": {"user": 16}}}, "embedding.hot"),
         ({}, {"kernel": "numba"}, "embedding.kernel"),
