@@ -78,7 +78,7 @@ class RowFormat:
             values: finite.
             noise: [n, D] in [0, 1) for stochastic rounding, under a scale that holds every value. Without, values are
                 rounded to nearest, and those of an int4 or int2 row that lie far out are held at the last level, where
-                that makes the whole row more exact.
+                that makes the whole row more exact. What `decode` gave is then stored as it was.
             previous: the rows' last stored form; an integer row keeps its scale while that serves, because a value
                 that stays on its grid is not rounded again.
         """
@@ -110,19 +110,38 @@ class RowFormat:
     def _quantise(self, values: Tensor, noise: Tensor | None, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes [n, D] uint8 and scales [n, 1] fp32, exact in bf16."""
         needed = values.abs().amax(1, keepdim=True) / self.half
-        if noise is None and self.bits in BEST_STEP:
-            # in float64, where the order of the sum does not show
-            spread = values.double().square().mean(1, keepdim=True).sqrt() * BEST_STEP[self.bits]
-            needed = torch.minimum(needed, spread.float())
+        if noise is None:
+            return self._nearest(values, _bf16_nearest(needed))
         scale = _bf16_above(needed)
         if previous is not None:
             old = self._scales(previous)
             fits = (needed <= old) & (needed >= old * SHRINK_BELOW)
             scale = torch.where(fits, old, _bf16_above(needed * HEADROOM))
+        return self._codes_of(values, scale, noise), scale
+
+    def _nearest(self, values: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales to nearest, from scales [n, 1] that hold every value but for half a code.
+
+        Of that scale and the one that is best for normally distributed values, a row gets the one under which it is
+        more exact.  Rows that were stored before are exact under the first, and so they are stored as they were.
+        """
+        codes = self._codes_of(values, scale, 0.5)
+        if self.bits not in BEST_STEP:
+            return codes, scale
+        # in float64, where the order of a sum does not show
+        spread = (values.double().square().mean(1, keepdim=True).sqrt() * BEST_STEP[self.bits]).float()
+        other = torch.minimum(scale, _bf16_nearest(spread))
+        other_codes = self._codes_of(values, other, 0.5)
+        better = self._squared_error(values, other_codes, other) < self._squared_error(values, codes, scale)
+        return torch.where(better, other_codes, codes), torch.where(better, other, scale)
+
+    def _codes_of(self, values: Tensor, scale: Tensor, noise: Tensor | float) -> Tensor:
         inverse = torch.where(scale > 0, 1 / scale, 0)
-        shifted = values * inverse + self.half
-        codes = (shifted + (0.5 if noise is None else noise)).floor_().clamp_(0, 2 * self.half)
-        return codes.to(torch.uint8), scale
+        codes = (values * inverse + self.half + noise).floor_().clamp_(0, 2 * self.half)
+        return codes.to(torch.uint8)
+
+    def _squared_error(self, values: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        return (values - (codes.to(torch.float32) - self.half) * scale).double().square().sum(1, keepdim=True)
 
     def _pack(self, codes: Tensor, scale: Tensor) -> Tensor:
         per_byte = 8 // self.bits
@@ -175,6 +194,12 @@ def _mix32(x: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
+
+
+def _bf16_nearest(x: Tensor) -> Tensor:
+    """The bf16 nearest to a non-negative fp32, the larger of two, as fp32."""
+    bits = x.contiguous().view(torch.int32).to(torch.int64)
+    return ((bits + 0x8000) >> 16 << 16).to(torch.int32).view(torch.float32)
 
 
 def _bf16_above(x: Tensor) -> Tensor:

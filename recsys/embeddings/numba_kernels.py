@@ -162,11 +162,23 @@ def round_rows(values: Any, bits: Any, best_step: Any, workers: Any) -> None:
             for j in range(width):
                 largest = max(largest, abs(values[i, j]))
                 squares += np.float64(values[i, j]) ** 2
-            spread = np.float32(np.sqrt(squares / np.float64(width)) * best_step)
-            scale = _bf16_above(min(largest / half, spread))
+            scale = _bf16_nearest(largest / half)
+            spread = _bf16_nearest(np.float32(np.sqrt(squares / np.float64(width)) * best_step))
+            if spread < scale and _squared_error(values, i, spread, half) < _squared_error(values, i, scale, half):
+                scale = spread
             inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
             for j in range(width):
                 values[i, j] = (_nearest_code(values[i, j], inverse, half) - half) * scale
+
+
+@njit(**_COMPILE)
+def _squared_error(values: Any, i: Any, scale: Any, half: Any) -> Any:
+    """Of row i, rounded to nearest under a scale above 0."""
+    inverse, total = np.float32(1) / scale, np.float64(0)
+    for j in range(np.uint64(values.shape[1])):
+        value = values[i, j]
+        total += np.float64(value - (_nearest_code(value, inverse, half) - half) * scale) ** 2
+    return total
 
 
 @njit(**_COMPILE)
@@ -442,6 +454,11 @@ def _scale(stored: Any, row: Any) -> Any:
     end = np.uint64(stored.shape[1])
     low, high = np.uint32(np.uint8(stored[row, end - _TWO])), np.uint32(np.uint8(stored[row, end - _ONE]))
     return _as_float((low | (high << np.uint32(8))) << np.uint32(16))
+
+
+@njit(**_COMPILE)
+def _bf16_nearest(x: Any) -> Any:
+    return _as_float(((_as_bits(x) + np.uint32(0x8000)) >> np.uint32(16)) << np.uint32(16))
 
 
 @njit(**_COMPILE)

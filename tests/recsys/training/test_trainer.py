@@ -222,6 +222,21 @@ def test_weights_count(store_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("master", [False, True])
+@pytest.mark.parametrize("format", ["int8", "int4", "int2"])
+def test_the_low_bit_model_at_the_end_is_the_one_that_was_validated(
+    store_folder: Path, tmp_path: Path, master: bool, format: str
+) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, embedding={"format": format}, table_master=master, ema=0.9)
+    train, valid = training_job.loaders(store, config)
+    best = Trainer(model, config, seed=3, folder=tmp_path).fit(train, valid).best_metrics
+    again = predict(model, valid)
+    assert again.labels is not None
+    report = evaluate(again.labels, again.probabilities, again.weight)
+    assert {name: report[name] for name in best} == best
+
+
+@pytest.mark.parametrize("master", [False, True])
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_low_bit_table_resumes_to_the_same_bits(
     store_folder: Path, tmp_path: Path, master: bool, ema: float | None
