@@ -1,7 +1,9 @@
 """The table's compiled CPU kernels (numba): gather-and-decode, and a fused sum, optimizer step and encode of rows.
 
 Rows of a large table miss every cache, so each loop asks for the memory it will need some rows ahead; that alone makes
-them several times faster than the same loops without.  Work is divided between rows, never within one, and a row's
+them several times faster than the same loops without.  No loop over rows calls a function with an array: numba counts
+such an array's references, which with two threads takes longer than the row itself.  Functions that take one are
+inlined, and no branch holds any, else the counting stays.  Work is divided between rows, never within one, and a row's
 gradients are added in the order of the lookups: results do not depend on the number of threads.
 """
 
@@ -164,17 +166,17 @@ def round_rows(values: Any, bits: Any, best_step: Any, workers: Any) -> None:
                 squares += np.float64(values[i, j]) ** 2
             scale = _bf16_nearest(largest / half)
             spread = _bf16_nearest(np.float32(np.sqrt(squares / np.float64(width)) * best_step))
-            if spread < scale and _squared_error(values, i, spread, half) < _squared_error(values, i, scale, half):
-                scale = spread
-            inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+            more_exact = _squared_error(values, i, spread, half) < _squared_error(values, i, scale, half)
+            scale = spread if (spread < scale) & more_exact else scale
+            inverse = _inverse(scale)
             for j in range(width):
                 values[i, j] = (_nearest_code(values[i, j], inverse, half) - half) * scale
 
 
-@njit(**_COMPILE)
+@njit(inline="always", **_COMPILE)
 def _squared_error(values: Any, i: Any, scale: Any, half: Any) -> Any:
-    """Of row i, rounded to nearest under a scale above 0."""
-    inverse, total = np.float32(1) / scale, np.float64(0)
+    """Of row i, rounded to nearest under a scale."""
+    inverse, total = _inverse(scale), np.float64(0)
     for j in range(np.uint64(values.shape[1])):
         value = values[i, j]
         total += np.float64(value - (_nearest_code(value, inverse, half) - half) * scale) ** 2
@@ -319,7 +321,7 @@ def _decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> 
     """Reads one stored row into out[at]; the code depends on the dtype of `stored` and is chosen when compiling."""
 
 
-@overload(_decode)
+@overload(_decode, inline="always")
 def _compile_decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> Any:
     def fp32(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> None:
         for j in range(width):
@@ -360,7 +362,7 @@ def _encode(stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: A
     """Writes values[0] (padded with zeros) to a stored row with stochastic rounding, as `formats.RowFormat.encode`."""
 
 
-@overload(_encode)
+@overload(_encode, inline="always")
 def _compile_encode(
     stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any
 ) -> Any:
@@ -416,7 +418,7 @@ def _by_dtype(stored: Any, fp32: Any, bf16: Any, fp16: Any, int8: Any, packed: A
     return choices[stored.dtype]
 
 
-@njit(**_COMPILE)
+@njit(inline="always", **_COMPILE)
 def _draw_codes(stored: Any, row: Any, values: Any, codes: Any, base: Any, keys: Any, half: Any) -> None:
     """Gives the row another scale where its own does not serve, and draws the codes of its values."""
     padded = np.uint64(values.shape[1])
@@ -425,18 +427,29 @@ def _draw_codes(stored: Any, row: Any, values: Any, codes: Any, base: Any, keys:
     for j in range(padded):
         magnitude = np.uint32(_as_bits(values[0, j]) & np.uint32(0x7FFFFFFF))
         largest = np.uint32(magnitude if magnitude > largest else largest)
-    needed, scale = _as_float(largest) / half, _scale(stored, row)
-    if needed > scale or needed < scale * _SHRINK_BELOW:
-        scale = _bf16_above(needed * _HEADROOM)
-        raw, end = _as_bits(scale) >> np.uint32(16), np.uint64(stored.shape[1])
-        stored[row, end - _TWO] = np.uint8(raw & np.uint32(0xFF))
-        stored[row, end - _ONE] = np.uint8(raw >> np.uint32(8))
-    inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+    scale = _serving_scale(_as_float(largest) / half, _scale(stored, row))
+    raw, end = _as_bits(scale) >> np.uint32(16), np.uint64(stored.shape[1])
+    stored[row, end - _TWO] = np.uint8(raw & np.uint32(0xFF))
+    stored[row, end - _ONE] = np.uint8(raw >> np.uint32(8))
+    inverse = _inverse(scale)
     top = np.float32(2) * half
     for j in range(padded):
         # the sum is not negative, so that cutting the fraction off rounds it down
         code = np.float32(np.int32(values[0, j] * inverse + half + _noise(base, keys[j])))
         codes[0, j] = code if code < top else top
+
+
+@njit(**_COMPILE)
+def _serving_scale(needed: Any, scale: Any) -> Any:
+    """The scale a row has, as long as that serves it; else another, for what it needs."""
+    # without a branch: which rows outgrow their scale cannot be foretold
+    other = _bf16_above(needed * _HEADROOM)
+    return other if (needed > scale) | (needed < scale * _SHRINK_BELOW) else scale
+
+
+@njit(**_COMPILE)
+def _inverse(scale: Any) -> Any:
+    return np.float32(1) / scale if scale > 0 else np.float32(0)
 
 
 @njit(**_COMPILE)
@@ -449,7 +462,7 @@ def _nearest_code(value: Any, inverse: Any, half: Any) -> Any:
     return min(max(np.floor(value * inverse + half + np.float32(0.5)), np.float32(0)), np.float32(2) * half)
 
 
-@njit(**_COMPILE)
+@njit(inline="always", **_COMPILE)
 def _scale(stored: Any, row: Any) -> Any:
     end = np.uint64(stored.shape[1])
     low, high = np.uint32(np.uint8(stored[row, end - _TWO])), np.uint32(np.uint8(stored[row, end - _ONE]))
