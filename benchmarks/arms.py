@@ -32,6 +32,8 @@ from recsys.embeddings.baselines import (
     RobeEmbedding,
 )
 from recsys.embeddings.plan import IdCounts
+from recsys.evaluation.metrics import auc, logloss
+from recsys.evaluation.paired import Difference, over_seeds, paired_auc, paired_logloss
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, predict
 
@@ -130,6 +132,25 @@ def run_arms(
     return {
         key: max(candidates, key=lambda own: statistics.mean(run.valid_auc for run in own))
         for key, candidates in groups.items()
+    }
+
+
+def difference(ours: Sequence[Run], others: Sequence[Run], same_rows: bool) -> dict[str, Difference]:
+    """Test AUC and logloss of some runs minus those of others, seed by seed.
+
+    Args:
+        ours: one a seed.
+        others: one a seed, in the same order; the longer of the two is cut.
+        same_rows: whether all seeds have the same test rows, so that the chance of the rows can be told.
+    """
+    pairs = list(zip(ours, others, strict=False))
+    if same_rows or len(pairs) == 1:
+        a, b = (np.stack([pair[side].probabilities for pair in pairs]) for side in (0, 1))
+        labels = pairs[0][0].labels
+        return {"auc": paired_auc(labels, a, b), "logloss": paired_logloss(labels, a, b)}
+    return {
+        name: over_seeds([metric(x.labels, x.probabilities) - metric(y.labels, y.probabilities) for x, y in pairs])
+        for name, metric in (("auc", auc), ("logloss", logloss))
     }
 
 
