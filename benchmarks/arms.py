@@ -110,7 +110,7 @@ def run_arms(
         (method, limit), in the order of the arms -> the runs, one a seed, of the arm and setting with the best mean
         validation AUC.
     """
-    whole = reference_bytes(arms, stores)
+    whole = reference_bytes(arms, stores) if any(isinstance(arm.limit, Fraction) for arm in arms) else 0
     jobs = list(itertools.product(arms, training.grid))
     runs: dict[int, list[Run]] = {i: [] for i in range(len(jobs))}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -20,7 +20,7 @@ from recsys.models.axes import Axes, Axis
 from recsys.models.config import ModelConfig
 from recsys.models.dcn import VectorCross
 from recsys.models.dcnv2 import MatrixCross
-from recsys.models.linear import Linear
+from recsys.models.linear import Linear, thin_product
 from recsys.models.mlp import MLP
 
 
@@ -107,14 +107,15 @@ class CTRModel(nn.Module):
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         if self.autocast and self.training:
             with torch.autocast(x.device.type, dtype=torch.bfloat16):
-                x = self._interact(x)
+                streams = self._interact(x)
         else:
-            x = self._interact(x)
-        logits: Tensor = self.head(x.float())
-        return logits
+            streams = self._interact(x)
+        # the head's weights are divided, not the streams joined: a copy of them would cost more than the product
+        weights = self.head.weight.split([stream.shape[1] for stream in streams], 1)
+        return self.head.bias + sum(thin_product(s.float(), w) for s, w in zip(streams, weights, strict=True))
 
-    def _interact(self, x: Tensor) -> Tensor:
-        """What the head reads [B, head inputs], from the embeddings and the dense inputs [B, inputs]."""
+    def _interact(self, x: Tensor) -> list[Tensor]:
+        """What the head reads, side by side [B, head inputs], from the embeddings and the dense inputs [B, inputs]."""
         streams: list[Tensor] = []
         if self.cross is not None:
             crossed = self.cross(x)
@@ -124,7 +125,7 @@ class CTRModel(nn.Module):
                 streams.append(crossed)
         if self.deep is not None:
             streams.append(self.deep(x))
-        return torch.cat(streams, 1) if len(streams) > 1 else streams[0]
+        return streams
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, tasks] logits of a batch."""

@@ -63,6 +63,9 @@ def test_matrix_cross_is_the_formula_of_dcn_v2(rank: int | None) -> None:
             w, b = layer[1].weight @ layer[0].weight, layer[1].bias
         x = torch.stack([x0[i] * (w @ x[i] + b) + x[i] for i in range(4)])
     torch.testing.assert_close(cross(x0), x)
+    with torch.no_grad():
+        torch.testing.assert_close(cross(x0), x)
+    assert torch.autograd.gradcheck(cross.double(), x0.double().requires_grad_())
 
 
 @pytest.mark.parametrize("interaction", ["mlp", "dcn", "dcnv2"])

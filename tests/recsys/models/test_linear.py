@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recsys.models import linear
-from recsys.models.linear import Linear
+from recsys.models.linear import Linear, thin_product
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -55,3 +55,11 @@ def test_an_empty_batch_has_empty_gradients(monkeypatch: pytest.MonkeyPatch) -> 
     layer(torch.zeros(0, 4)).sum().backward()
     assert layer.weight.grad is not None
     assert not layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_thin_product_is_a_product(outputs: int) -> None:
+    x = torch.randn(50, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(outputs, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(thin_product, (x, weight))
+    torch.testing.assert_close(thin_product(x, weight), x @ weight.T)
