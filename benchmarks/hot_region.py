@@ -254,9 +254,7 @@ class _Watch:
 def _stream(job: tuple[str, Run, int, Mapping[bool, str]]) -> Stream:
     """One pass over the changing stream and one over the new ids alone; runs in a process of its own."""
     method, run, seed, folders = job
-    train = TrainConfig.model_validate(
-        {**SYNTHETIC_TRAINING.train, **run.setting, "epochs": 1, "patience": 0, "log_steps": EVERY}
-    )
+    train = TrainConfig.model_validate({**SYNTHETIC_TRAINING.train, **run.setting, "epochs": 1, "log_steps": EVERY})
     ends, curves = {}, {}
     for fresh, folder in folders.items():
         store = Store.open(Path(folder))

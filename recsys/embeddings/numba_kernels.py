@@ -27,6 +27,8 @@ _LINE = np.uint64(64)
 _COMPILE = {"nogil": True, "error_model": "numpy", "cache": True, "fastmath": {"reassoc", "nsz"}}
 _LANES = np.uint64(16)
 """Loops over scratch rows run to a multiple of this, which is what the compiler makes vector code for."""
+_AT_ONCE = np.uint64(8)
+"""Rows that are encoded together: a row waits for its scale, in which time others can be worked on."""
 _HEADROOM = np.float32(HEADROOM)
 _SHRINK_BELOW = np.float32(SHRINK_BELOW)
 _ONE, _TWO = np.uint64(1), np.uint64(2)
@@ -220,12 +222,9 @@ def _update_part(
     correction1 = np.float32(1 - np.float64(beta1) ** step) if optimizer == ADAM else one
     correction2 = np.float32(np.sqrt(1 - np.float64(beta2) ** step)) if optimizer >= ADAM else one
     padded = (width + _LANES - _ONE) // _LANES * _LANES
-    g, old, new = (
-        np.zeros((1, padded), np.float32),
-        np.zeros((1, padded), np.float32),
-        np.zeros((1, padded), np.float32),
-    )
-    scratch = np.empty((1, padded), np.float32)
+    g, old = np.zeros((1, padded), np.float32), np.zeros((1, padded), np.float32)
+    new, scratch = np.zeros((_AT_ONCE, padded), np.float32), np.empty((1, padded), np.float32)
+    changed, inverse = np.empty(_AT_ONCE, np.uint64), np.empty(_AT_ONCE, np.float32)
     keys = np.empty(padded, np.uint32)
     for j in range(padded):
         keys[j] = _mix32(j + _ONE) | np.uint32(1)
@@ -244,67 +243,74 @@ def _update_part(
     while zeroth < i < n and rows[i] == rows[i - _ONE]:
         i += _ONE
     while i < end:
-        row = np.uint64(rows[i])
-        for j in range(padded):
-            g[0, j] = zero
-        while i < n and np.uint64(rows[i]) == row:
-            ahead = min(i + _AHEAD, n - _ONE)
-            soon = rows[ahead]
-            _prefetch_row(grad_at, grad_size, order[ahead])
-            _prefetch_row(stored_at, stored_size, soon)
-            if has_second:
-                _prefetch_row(second_at, second_size, soon)
-            if has_first:
-                _prefetch_row(first_at, state_size, soon)
-            if has_mean:
-                _prefetch_row(mean_at, state_size, soon)
-            source = np.uint64(order[i])
-            for j in range(width):
-                g[0, j] += grad[source, j]
-            i += _ONE
-        _decode(stored, bits, row, old, zeroth, width)
-        for j in range(padded):
-            g[0, j] = g[0, j] * factor + l2 * old[0, j]
-        if optimizer == SGD:
+        count = zeroth
+        while count < _AT_ONCE and i < end:
+            row = np.uint64(rows[i])
             for j in range(padded):
-                new[0, j] = old[0, j] - rate * g[0, j]
-        else:
-            if rowwise or optimizer == ADAGRAD:
-                square = zero
-                for j in range(padded):
-                    square += g[0, j] * g[0, j]
-                square /= np.float32(width)
-            if optimizer == ADAGRAD:
-                total = second[row, zeroth] + square
-                second[row, zeroth] = total
-                pace = rate / (np.sqrt(total) + eps)
-                for j in range(padded):
-                    new[0, j] = old[0, j] - pace * g[0, j]
-            else:
-                kept = beta2
-                if optimizer == RMSPROP:
-                    kept = np.float32(np.float64(beta2) ** (step - last[row]))
-                    last[row] = step
+                g[0, j] = zero
+            while i < n and np.uint64(rows[i]) == row:
+                ahead = min(i + _AHEAD, n - _ONE)
+                soon = rows[ahead]
+                _prefetch_row(grad_at, grad_size, order[ahead])
+                _prefetch_row(stored_at, stored_size, soon)
+                if has_second:
+                    _prefetch_row(second_at, second_size, soon)
+                if has_first:
+                    _prefetch_row(first_at, state_size, soon)
+                if has_mean:
+                    _prefetch_row(mean_at, state_size, soon)
+                source = np.uint64(order[i])
                 for j in range(width):
-                    if not rowwise or j == zeroth:
-                        gg = square if rowwise else g[0, j] * g[0, j]
-                        moment = kept * second[row, j] + (one - beta2) * gg
-                        second[row, j] = moment
-                        pace = rate / (np.sqrt(moment) / correction2 + eps)
-                    direction = g[0, j]
-                    if optimizer == ADAM:
-                        direction = beta1 * first[row, j] + (one - beta1) * direction
-                        first[row, j] = direction
-                        direction /= correction1
-                    new[0, j] = old[0, j] - pace * direction
-        if has_mean:
-            missed = np.float32(np.float64(decay) ** (mean_step - np.int64(1) - mean_last[row]))
-            for j in range(width):
-                caught_up = old[0, j] + (mean[row, j] - old[0, j]) * missed
-                mean[row, j] = caught_up + (new[0, j] - caught_up) * np.float32(1 - decay)
-            mean_last[row] = mean_step
-        base = _mix32(row * np.uint64(0x9E3779B1) + np.uint64(step) * np.uint64(0x85EBCA6B))
-        _encode(stored, bits, row, new, scratch, base, keys, width)
+                    g[0, j] += grad[source, j]
+                i += _ONE
+            _decode(stored, bits, row, old, zeroth, width)
+            for j in range(padded):
+                g[0, j] = g[0, j] * factor + l2 * old[0, j]
+            if optimizer == SGD:
+                for j in range(padded):
+                    new[count, j] = old[0, j] - rate * g[0, j]
+            else:
+                if rowwise or optimizer == ADAGRAD:
+                    square = zero
+                    for j in range(padded):
+                        square += g[0, j] * g[0, j]
+                    square /= np.float32(width)
+                if optimizer == ADAGRAD:
+                    total = second[row, zeroth] + square
+                    second[row, zeroth] = total
+                    pace = rate / (np.sqrt(total) + eps)
+                    for j in range(padded):
+                        new[count, j] = old[0, j] - pace * g[0, j]
+                else:
+                    kept = beta2
+                    if optimizer == RMSPROP:
+                        kept = np.float32(np.float64(beta2) ** (step - last[row]))
+                        last[row] = step
+                    for j in range(width):
+                        if not rowwise or j == zeroth:
+                            gg = square if rowwise else g[0, j] * g[0, j]
+                            moment = kept * second[row, j] + (one - beta2) * gg
+                            second[row, j] = moment
+                            pace = rate / (np.sqrt(moment) / correction2 + eps)
+                        direction = g[0, j]
+                        if optimizer == ADAM:
+                            direction = beta1 * first[row, j] + (one - beta1) * direction
+                            first[row, j] = direction
+                            direction /= correction1
+                        new[count, j] = old[0, j] - pace * direction
+            if has_mean:
+                missed = np.float32(np.float64(decay) ** (mean_step - np.int64(1) - mean_last[row]))
+                for j in range(width):
+                    caught_up = old[0, j] + (mean[row, j] - old[0, j]) * missed
+                    mean[row, j] = caught_up + (new[count, j] - caught_up) * np.float32(1 - decay)
+                mean_last[row] = mean_step
+            changed[count] = row
+            count += _ONE
+        for c in range(count):
+            inverse[c] = _rescale(stored, bits, changed[c], new, c)
+        for c in range(count):
+            base = _mix32(changed[c] * np.uint64(0x9E3779B1) + np.uint64(step) * np.uint64(0x85EBCA6B))
+            _encode(stored, bits, changed[c], new, c, inverse[c], scratch, base, keys, width)
 
 
 @njit(**_COMPILE)
@@ -358,39 +364,118 @@ def _compile_decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: 
     return _by_dtype(stored, fp32, bf16, fp16, int8, packed)
 
 
-def _encode(stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any) -> None:
-    """Writes values[0] (padded with zeros) to a stored row with stochastic rounding, as `formats.RowFormat.encode`."""
+def _rescale(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
+    """Gives an integer row another scale where its own does not serve values[at] (padded with zeros).
+
+    Returns:
+        1 / scale; of other formats 0.
+    """
+
+
+@overload(_rescale, inline="always")
+def _compile_rescale(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
+    def none(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
+        return np.float32(0)
+
+    def int8(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
+        return _fit_scale(stored, row, values, at, np.float32(127.5))
+
+    def packed(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
+        return _fit_scale(stored, row, values, at, _half(bits))
+
+    return _by_dtype(stored, none, none, none, int8, packed)
+
+
+def _encode(
+    stored: Any, bits: Any, row: Any, values: Any, at: Any, inverse: Any, scratch: Any, base: Any, keys: Any, width: Any
+) -> None:
+    """Writes values[at] (padded with zeros) to a stored row with stochastic rounding, as `formats.RowFormat.encode`."""
 
 
 @overload(_encode, inline="always")
 def _compile_encode(
-    stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any
+    stored: Any, bits: Any, row: Any, values: Any, at: Any, inverse: Any, scratch: Any, base: Any, keys: Any, width: Any
 ) -> Any:
-    def fp32(stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any) -> None:
+    def fp32(
+        stored: Any,
+        bits: Any,
+        row: Any,
+        values: Any,
+        at: Any,
+        inverse: Any,
+        scratch: Any,
+        base: Any,
+        keys: Any,
+        width: Any,
+    ) -> None:
         for j in range(width):
-            stored[row, j] = values[0, j]
+            stored[row, j] = values[at, j]
 
-    def bf16(stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any) -> None:
+    def bf16(
+        stored: Any,
+        bits: Any,
+        row: Any,
+        values: Any,
+        at: Any,
+        inverse: Any,
+        scratch: Any,
+        base: Any,
+        keys: Any,
+        width: Any,
+    ) -> None:
         for j in range(np.uint64(scratch.shape[1])):
             extra = np.uint32(_noise(base, keys[j]) * np.float32(2**16))
-            scratch[0, j] = _as_float(_as_bits(values[0, j]) + extra)
+            scratch[0, j] = _as_float(_as_bits(values[at, j]) + extra)
         for j in range(width):
             stored[row, j] = _as_bits(scratch[0, j]) >> np.uint32(16)
 
-    def fp16(stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any) -> None:
+    def fp16(
+        stored: Any,
+        bits: Any,
+        row: Any,
+        values: Any,
+        at: Any,
+        inverse: Any,
+        scratch: Any,
+        base: Any,
+        keys: Any,
+        width: Any,
+    ) -> None:
         for j in range(width):
-            x = min(max(values[0, j], np.float32(-65504.0)), np.float32(65504.0)) * np.float32(2.0**-112)
+            x = min(max(values[at, j], np.float32(-65504.0)), np.float32(65504.0)) * np.float32(2.0**-112)
             raw = _as_bits(x) + np.uint32(_noise(base, keys[j]) * np.float32(2**13))
             magnitude = min((raw & np.uint32(0x7FFFFFFF)) >> np.uint32(13), np.uint32(0x7BFF))
             stored[row, j] = np.int16(np.uint16(((raw >> np.uint32(16)) & np.uint32(0x8000)) | magnitude))
 
-    def int8(stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any) -> None:
-        _draw_codes(stored, row, values, scratch, base, keys, np.float32(127.5))
+    def int8(
+        stored: Any,
+        bits: Any,
+        row: Any,
+        values: Any,
+        at: Any,
+        inverse: Any,
+        scratch: Any,
+        base: Any,
+        keys: Any,
+        width: Any,
+    ) -> None:
+        _draw_codes(values, at, inverse, np.float32(127.5), scratch, base, keys)
         for j in range(width):
             stored[row, j] = np.int8(np.int32(scratch[0, j]))
 
-    def packed(stored: Any, bits: Any, row: Any, values: Any, scratch: Any, base: Any, keys: Any, width: Any) -> None:
-        _draw_codes(stored, row, values, scratch, base, keys, _half(bits))
+    def packed(
+        stored: Any,
+        bits: Any,
+        row: Any,
+        values: Any,
+        at: Any,
+        inverse: Any,
+        scratch: Any,
+        base: Any,
+        keys: Any,
+        width: Any,
+    ) -> None:
+        _draw_codes(values, at, inverse, _half(bits), scratch, base, keys)
         for j in range(width, np.uint64(scratch.shape[1])):
             scratch[0, j] = np.float32(0)
         if bits == np.uint64(4):
@@ -419,23 +504,26 @@ def _by_dtype(stored: Any, fp32: Any, bf16: Any, fp16: Any, int8: Any, packed: A
 
 
 @njit(inline="always", **_COMPILE)
-def _draw_codes(stored: Any, row: Any, values: Any, codes: Any, base: Any, keys: Any, half: Any) -> None:
-    """Gives the row another scale where its own does not serve, and draws the codes of its values."""
-    padded = np.uint64(values.shape[1])
-    # magnitudes compare as their bits do, and a maximum of integers compiles to vector code
+def _fit_scale(stored: Any, row: Any, values: Any, at: Any, half: Any) -> Any:
+    # magnitudes compare as their bits do
     largest = np.uint32(0)
-    for j in range(padded):
-        magnitude = np.uint32(_as_bits(values[0, j]) & np.uint32(0x7FFFFFFF))
+    for j in range(np.uint64(values.shape[1])):
+        magnitude = np.uint32(_as_bits(values[at, j]) & np.uint32(0x7FFFFFFF))
         largest = np.uint32(magnitude if magnitude > largest else largest)
     scale = _serving_scale(_as_float(largest) / half, _scale(stored, row))
     raw, end = _as_bits(scale) >> np.uint32(16), np.uint64(stored.shape[1])
     stored[row, end - _TWO] = np.uint8(raw & np.uint32(0xFF))
     stored[row, end - _ONE] = np.uint8(raw >> np.uint32(8))
-    inverse = _inverse(scale)
+    return _inverse(scale)
+
+
+@njit(inline="always", **_COMPILE)
+def _draw_codes(values: Any, at: Any, inverse: Any, half: Any, codes: Any, base: Any, keys: Any) -> None:
+    """Draws the codes of values[at]."""
     top = np.float32(2) * half
-    for j in range(padded):
+    for j in range(np.uint64(values.shape[1])):
         # the sum is not negative, so that cutting the fraction off rounds it down
-        code = np.float32(np.int32(values[0, j] * inverse + half + _noise(base, keys[j])))
+        code = np.float32(np.int32(values[at, j] * inverse + half + _noise(base, keys[j])))
         codes[0, j] = code if code < top else top
 
 
