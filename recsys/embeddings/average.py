@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recsys.hugepages import zeros
+
 
 class RowAverage:
     """Exponential moving average of a table, brought up to date only on the rows touched.
@@ -21,8 +23,8 @@ class RowAverage:
 
     def __init__(self, rows: int, width: int, decay: float) -> None:
         self.decay = decay
-        self.mean = torch.zeros(rows, width)
-        self.last = torch.zeros(rows, dtype=torch.int32)
+        self.mean = zeros(rows, width)
+        self.last = zeros(rows, dtype=torch.int32)
         self.steps = torch.zeros((), dtype=torch.int32)
 
     def state(self) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from recsys.hugepages import zeros
+
 FormatName = Literal["fp32", "bf16", "fp16", "int8", "int4", "int2"]
 
 SCALE_BYTES = 2
@@ -62,8 +64,8 @@ class RowFormat:
     def empty(self, rows: int) -> Tensor:
         """Zeroed storage of so many rows: [rows, D] of a float dtype, or [rows, row_bytes] uint8."""
         if self.is_integer:
-            return torch.zeros(rows, self.row_bytes, dtype=torch.uint8)
-        return torch.zeros(rows, self.width, dtype=_DTYPES[self.name])
+            return zeros(rows, self.row_bytes, dtype=torch.uint8)
+        return zeros(rows, self.width, dtype=_DTYPES[self.name])
 
     def decode(self, stored: Tensor) -> Tensor:
         """Stored rows [n, ...] -> values [n, D] fp32."""

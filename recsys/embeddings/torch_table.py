@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recsys.embeddings.formats import FormatName, rounding_noise
 from recsys.embeddings.table import Table, TableOptimizer
+from recsys.hugepages import zeros
 
 
 class _Lookup(torch.autograd.Function):
@@ -36,20 +37,20 @@ class TorchTable(Table):
         # autograd calls back only for an input that wants a gradient; this one has no elements
         self.anchor = nn.Parameter(torch.zeros(0))
         self.rounds = optimizer.master and format != "fp32"
-        self.register_buffer("weight", torch.zeros(rows, width) if self.rounds else self.format.empty(rows))
+        self.register_buffer("weight", zeros(rows, width) if self.rounds else self.format.empty(rows))
         self.pending: list[list[Tensor | None]] = []
         """[rows [n] int32, gradient [n, D] or None] of every lookup since the last step, in the order of lookups."""
         self._coalesced: tuple[Tensor, Tensor] | None = None
         self.state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.int64)}
         second = (rows,) if optimizer.name.startswith("rowwise") else (rows, width)
         if optimizer.name == "rowwise_adagrad":
-            self.state["momentum"] = torch.zeros(second)
+            self.state["momentum"] = zeros(*second)
         elif optimizer.name != "sgd":
-            self.state["second"] = torch.zeros(second)
+            self.state["second"] = zeros(*second)
             if optimizer.name.endswith("adam"):
-                self.state["first"] = torch.zeros(rows, width)
+                self.state["first"] = zeros(rows, width)
             else:
-                self.state["last"] = torch.zeros(rows, dtype=torch.int32)
+                self.state["last"] = zeros(rows, dtype=torch.int32)
 
     def forward(self, rows: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.training:
