@@ -20,7 +20,7 @@ from features import spec as features
 from features import splits
 from pipelines.config import DataConfig, ExperimentConfig, Gate, TrackingConfig
 from recsys.embeddings import EmbeddingConfig
-from recsys.embeddings.config import ChunksConfig, ExactConfig
+from recsys.embeddings.config import ChunksConfig, ExactConfig, HotConfig
 from recsys.models import ModelConfig
 from recsys.training import TrainConfig
 from recsys.training.config import DistributedConfig
@@ -44,6 +44,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "embedding": EmbeddingConfig,
     "chunks": ChunksConfig,
     "exact": ExactConfig,
+    "hot": HotConfig,
     "model": ModelConfig,
     "train": TrainConfig,
     "distributed": DistributedConfig,

@@ -45,7 +45,7 @@ class HotConfig(Strict):
 
     slots: int = Field(0, ge=0, lt=2**28)
     """Ids that own rows, over all features that are neither exact nor named below: each gets as many slots as it has
-    ids among so many most frequent ones of the training split."""
+    ids among so many most frequent ones of the training split, rounded up to a multiple of 8."""
     features: dict[str, Annotated[int, Field(ge=1, lt=2**28)]] = Field(default_factory=dict)
     """Feature name -> how many of its ids own rows, rounded up to a multiple of 8; a slot costs the feature's chunks
     and 4 bytes."""

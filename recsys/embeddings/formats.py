@@ -80,9 +80,9 @@ class RowFormat:
             values: finite.
             noise: [n, D] in [0, 1) for stochastic rounding, under a scale that holds every value. Without, values are
                 rounded to nearest, and those of an int4 or int2 row that lie far out are held at the last level, where
-                that makes the whole row more exact. What `decode` gave is then stored as it was.
-            previous: the rows' last stored form; an integer row keeps its scale while that serves, because a value
-                that stays on its grid is not rounded again.
+                that makes the whole row more exact. Rows that were rounded to nearest before are stored as they were.
+            previous: with noise, the rows' last stored form; an integer row keeps its scale while that serves, because
+                a value that stays on its grid is not rounded again.
         """
         if self.name == "fp32":
             return values.clone()
@@ -125,7 +125,7 @@ class RowFormat:
         """Codes and scales to nearest, from scales [n, 1] that hold every value but for half a code.
 
         Of that scale and the one that is best for normally distributed values, a row gets the one under which it is
-        more exact.  Rows that were stored before are exact under the first, and so they are stored as they were.
+        more exact.  Rows that were rounded to nearest before are exact under the first: they are stored as they were.
         """
         codes = self._codes_of(values, scale, 0.5)
         if self.bits not in BEST_STEP:

@@ -505,6 +505,7 @@ def _by_dtype(stored: Any, fp32: Any, bf16: Any, fp16: Any, int8: Any, packed: A
 
 @njit(inline="always", **_COMPILE)
 def _fit_scale(stored: Any, row: Any, values: Any, at: Any, half: Any) -> Any:
+    """As `_rescale`, for codes of half this range."""
     # magnitudes compare as their bits do
     largest = np.uint32(0)
     for j in range(np.uint64(values.shape[1])):

@@ -319,7 +319,8 @@ def _hashed_segments(
 
 
 def head_of(id_counts: IdCounts, names: Sequence[str], ids: int) -> dict[str, np.ndarray]:
-    """The ids seen most often over several features; of equals, those with the smaller fingerprint.
+    """The ids seen most often over several features; of equals, those with the smaller fingerprint, then
+    of the feature named first.
 
     Args:
         id_counts: distinct fingerprints of the features, and how often each was seen.
@@ -345,7 +346,14 @@ def _hot_slots(config: EmbeddingConfig, used: list[str], exact: set[str], id_cou
     """Slots of each feature that has any, in order of feature name."""
     slots = {n: config.hot.features[n] for n in used if n in config.hot.features}
     if config.hot.slots:
-        others = [n for n in used if n not in exact and n not in slots]
+        others = sorted(n for n in used if n not in exact and n not in slots)
+        if not others:
+            raise ConfigError(
+                "there is no feature whose ids could be hot",
+                field="embedding.hot.slots",
+                found=f"{config.hot.slots} slots, and every feature is exact, without chunks, or has slots of its own",
+                mend="leave it out, or lower embedding.exact.max_values",
+            )
         slots |= {n: len(head) for n, head in head_of(id_counts, others, config.hot.slots).items() if len(head)}
     return {n: -(-slots[n] // WAYS) * WAYS for n in sorted(slots)}
 

@@ -37,7 +37,7 @@ class TrainConfig(Strict):
     a row; sgd: none."""
     table_learning_rate: float = Field(0.05, gt=0)
     """The table's rate."""
-    table_eps: float = Field(1e-8, gt=0)
+    table_eps: float = Field(1e-8, ge=1e-30)
     """Added to the root of a row's second moment before it divides the step; about as large as the gradient of one
     example (1e-4 at some hundred rows a batch), it makes the steps of rows seen rarely smaller, against overfitting."""
     table_l2: float = Field(0.0, ge=0)

@@ -83,7 +83,9 @@ def test_a_scale_is_kept_while_it_serves() -> None:
 
 
 @given(st.sampled_from(FORMATS), st.integers(0, 2**32 - 1), st.integers(1, 40), st.floats(0.5, 8))
-def test_stored_rows_are_stored_again_as_they_are(name: FormatName, seed: int, width: int, tail: float) -> None:
+def test_rows_rounded_to_nearest_are_stored_again_as_they_were(
+    name: FormatName, seed: int, width: int, tail: float
+) -> None:
     """Else a model loaded from its rows would not be the one that was evaluated."""
     form, rng = RowFormat(name, width), np.random.default_rng(seed)
     rows = rng.standard_t(tail, (20, width)) * np.exp(rng.normal(0, 3, (20, 1)))

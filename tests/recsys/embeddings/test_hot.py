@@ -318,6 +318,29 @@ def test_slots_are_divided_by_who_has_the_most_frequent_ids() -> None:
     assert {f.name: f.hot_slots for f in exact.features} == {"user": 200, "item": 0}
 
 
+@pytest.mark.parametrize("slots", [7, 720])
+def test_slots_do_not_depend_on_the_order_of_features(slots: int) -> None:
+    ids = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 360)
+    counts = {name: (ids, np.ones(len(ids), np.int64)) for name in ("a", "b")}
+    plans = [
+        plan_embedding(
+            Layout(id_names=names),
+            EmbeddingConfig.model_validate({"width": 2, "hot": {"slots": slots}}),
+            counts,
+        )
+        for names in (("a", "b"), ("b", "a"))
+    ]
+    first, second = ({f.name: f.hot_slots for f in plan.features} for plan in plans)
+    assert first == second
+    assert slots <= sum(first.values()) < slots + 2 * WAYS
+
+
+@pytest.mark.parametrize("config", [{"kind": "collisionless"}, {"chunks": {"default": 0}}])
+def test_slots_that_no_feature_could_have_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"hot\.slots.*no feature whose ids could be hot.*leave it out"):
+        make({"slots": 100}, **config)
+
+
 def test_first_owners_do_not_depend_on_the_order_of_the_counts() -> None:
     ids = np.arange(500, dtype=np.int64)
     counts = np.ones(500, np.int64)
