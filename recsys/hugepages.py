@@ -1,7 +1,7 @@
 """Memory for large tables on huge pages, where Linux gives them.
 
 Rows are read at random.  With pages of 4 kB nearly every row of a large table needs another page's address, which the
-processor does not remember; with pages of 2 MB it does, and a step on a table of gigabytes takes a quarter less time.
+processor does not remember; with pages of 2 MB it does, and a step on a table of gigabytes takes a third less time.
 """
 
 from __future__ import annotations

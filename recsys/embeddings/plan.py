@@ -348,11 +348,12 @@ def _hot_slots(config: EmbeddingConfig, used: list[str], exact: set[str], id_cou
     if config.hot.slots:
         others = sorted(n for n in used if n not in exact and n not in slots)
         if not others:
+            collisionless = config.kind == "collisionless"
             raise ConfigError(
                 "there is no feature whose ids could be hot",
                 field="embedding.hot.slots",
                 found=f"{config.hot.slots} slots, and every feature is exact, without chunks, or has slots of its own",
-                mend="leave it out, or lower embedding.exact.max_values",
+                mend="leave it out" + ("" if collisionless else ", or lower embedding.exact.max_values"),
             )
         slots |= {n: len(head) for n, head in head_of(id_counts, others, config.hot.slots).items() if len(head)}
     return {n: -(-slots[n] // WAYS) * WAYS for n in sorted(slots)}
