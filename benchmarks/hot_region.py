@@ -87,8 +87,8 @@ CRITEO_LIMITS = (TWENTIETH, Fraction(1, 5))
 """Shares of the bytes of an fp32 table with a row a value."""
 
 
-def criteo_arms(limit: Fraction, seeds: tuple[int, ...]) -> list[Arm]:
-    """What competes at a size, in int8; which layouts do was chosen by validation AUC at a twentieth."""
+def criteo_arms(share: Fraction, limit: int, seeds: tuple[int, ...]) -> list[Arm]:
+    """What competes at a share of the bytes, in int8; which layouts do was chosen by validation AUC at a twentieth."""
 
     def arm(method: str, width: int, chunks: int, max_values: int, slots: int = 0) -> Arm:
         own = {"exact": {"max_values": max_values}, "chunks": {"default": chunks}, "hot": {"slots": slots}}
@@ -97,8 +97,8 @@ def criteo_arms(limit: Fraction, seeds: tuple[int, ...]) -> list[Arm]:
     return [
         arm(SHARED, 16, 1, 600),
         arm(SHARED, 8, 2, 600),
-        arm(HOT, 16, 1, 64, int(HOT_SLOTS * limit)),
-        arm(HOT, 8, 2, 64, int(HOT_SLOTS * limit * 14 / 17)),
+        arm(HOT, 16, 1, 64, int(HOT_SLOTS * share)),
+        arm(HOT, 8, 2, 64, int(HOT_SLOTS * share * 14 / 17)),
     ]
 
 
@@ -142,7 +142,7 @@ def measure(settings: Settings) -> Outcome:
             stores = dict.fromkeys(known, CRITEO.build(Path(work) / "criteo", known[0], settings.log))
             whole = reference_bytes(QUALITY_ARMS[:1], stores)
             for share in CRITEO_LIMITS:
-                arms = [replace(arm, limit=int(share * whole)) for arm in criteo_arms(share, known)]
+                arms = criteo_arms(share, int(share * whole), known)
                 picked = run_arms(arms, CRITEO.training, stores, settings.log)
                 _compare(f"Criteo at {share}", picked, True, bars, figures, settings)
         if "synthetic" in parts or "churn" in parts:
@@ -250,7 +250,6 @@ class _Watch:
         """A look, once the head has changed."""
         if step > self.change:
             self.curve.append((step - self.change, _auc_of(self.model, self.judge)))
-            self.model.train()
 
     def on_epoch(self, epoch: int, step: int, values: dict[str, float]) -> None:
         """Nothing more."""

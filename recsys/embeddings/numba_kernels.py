@@ -377,13 +377,10 @@ def _compile_rescale(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> 
     def none(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
         return np.float32(0)
 
-    def int8(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
-        return _fit_scale(stored, row, values, at, np.float32(127.5))
-
-    def packed(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
+    def integer(stored: Any, bits: Any, row: Any, values: Any, at: Any) -> Any:
         return _fit_scale(stored, row, values, at, _half(bits))
 
-    return _by_dtype(stored, none, none, none, int8, packed)
+    return _by_dtype(stored, none, none, none, integer, integer)
 
 
 def _encode(
@@ -393,88 +390,32 @@ def _encode(
 
 
 @overload(_encode, inline="always")
-def _compile_encode(
-    stored: Any, bits: Any, row: Any, values: Any, at: Any, inverse: Any, scratch: Any, base: Any, keys: Any, width: Any
-) -> Any:
-    def fp32(
-        stored: Any,
-        bits: Any,
-        row: Any,
-        values: Any,
-        at: Any,
-        inverse: Any,
-        scratch: Any,
-        base: Any,
-        keys: Any,
-        width: Any,
-    ) -> None:
+def _compile_encode(stored, bits, row, values, at, inverse, scratch, base, keys, width):  # type: ignore[no-untyped-def]
+    # numba compares signatures, annotations too
+    def fp32(stored, bits, row, values, at, inverse, scratch, base, keys, width):  # type: ignore[no-untyped-def]
         for j in range(width):
             stored[row, j] = values[at, j]
 
-    def bf16(
-        stored: Any,
-        bits: Any,
-        row: Any,
-        values: Any,
-        at: Any,
-        inverse: Any,
-        scratch: Any,
-        base: Any,
-        keys: Any,
-        width: Any,
-    ) -> None:
+    def bf16(stored, bits, row, values, at, inverse, scratch, base, keys, width):  # type: ignore[no-untyped-def]
         for j in range(np.uint64(scratch.shape[1])):
             extra = np.uint32(_noise(base, keys[j]) * np.float32(2**16))
             scratch[0, j] = _as_float(_as_bits(values[at, j]) + extra)
         for j in range(width):
             stored[row, j] = _as_bits(scratch[0, j]) >> np.uint32(16)
 
-    def fp16(
-        stored: Any,
-        bits: Any,
-        row: Any,
-        values: Any,
-        at: Any,
-        inverse: Any,
-        scratch: Any,
-        base: Any,
-        keys: Any,
-        width: Any,
-    ) -> None:
+    def fp16(stored, bits, row, values, at, inverse, scratch, base, keys, width):  # type: ignore[no-untyped-def]
         for j in range(width):
             x = min(max(values[at, j], np.float32(-65504.0)), np.float32(65504.0)) * np.float32(2.0**-112)
             raw = _as_bits(x) + np.uint32(_noise(base, keys[j]) * np.float32(2**13))
             magnitude = min((raw & np.uint32(0x7FFFFFFF)) >> np.uint32(13), np.uint32(0x7BFF))
             stored[row, j] = np.int16(np.uint16(((raw >> np.uint32(16)) & np.uint32(0x8000)) | magnitude))
 
-    def int8(
-        stored: Any,
-        bits: Any,
-        row: Any,
-        values: Any,
-        at: Any,
-        inverse: Any,
-        scratch: Any,
-        base: Any,
-        keys: Any,
-        width: Any,
-    ) -> None:
+    def int8(stored, bits, row, values, at, inverse, scratch, base, keys, width):  # type: ignore[no-untyped-def]
         _draw_codes(values, at, inverse, np.float32(127.5), scratch, base, keys)
         for j in range(width):
             stored[row, j] = np.int8(np.int32(scratch[0, j]))
 
-    def packed(
-        stored: Any,
-        bits: Any,
-        row: Any,
-        values: Any,
-        at: Any,
-        inverse: Any,
-        scratch: Any,
-        base: Any,
-        keys: Any,
-        width: Any,
-    ) -> None:
+    def packed(stored, bits, row, values, at, inverse, scratch, base, keys, width):  # type: ignore[no-untyped-def]
         _draw_codes(values, at, inverse, _half(bits), scratch, base, keys)
         for j in range(width, np.uint64(scratch.shape[1])):
             scratch[0, j] = np.float32(0)
