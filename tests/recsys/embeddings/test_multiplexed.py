@@ -49,6 +49,16 @@ def test_output_is_the_chunks_side_by_side_and_the_bags_pooled(exact: int) -> No
     torch.testing.assert_close(out[:, 24:], torch.stack([genre[0], genre[1:].mean(0), torch.zeros(4)]))
 
 
+def test_a_dropped_bag_takes_no_part() -> None:
+    module = build(chunks={"features": {"tags": 0}})
+    ids, values, lengths = data()
+    out = module(ids, values, lengths)
+    assert out.shape == (3, module.plan.output_width) == (3, (1 + 1 + 0 + 1) * 4)
+    out.sum().backward()
+    other = module(ids, values + torch.tensor([9, 9, 9, 0, 0, 0, 0]), lengths)
+    assert torch.equal(out, other)
+
+
 def test_gradients_reach_the_table_through_pooling() -> None:
     """One SGD step equals the step of a dense table under plain autograd."""
     module = build()
