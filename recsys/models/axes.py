@@ -20,3 +20,24 @@ def unit_names(layer: str, number: int) -> Axis:
     [('layer 0', 0), ('layer 0', 1)]
     """
     return [(layer, unit) for unit in range(number)]
+
+
+def pair_name(first: str, second: str, chunk: int) -> Hashable:
+    """The place of a product between two features' chunks, whichever of them is named first.
+
+    >>> pair_name("user", "item", 0) == pair_name("item", "user", 0)
+    True
+    """
+    return frozenset({first, second}), chunk
+
+
+def features_of(place: Hashable) -> frozenset[str]:
+    """The features a place belongs to, if any; a number's missing flag belongs to the number.
+
+    >>> features_of(("price:missing",)), sorted(features_of(pair_name("user", "item", 0)))
+    (frozenset({'price'}), ['item', 'user'])
+    """
+    if not isinstance(place, tuple):
+        return frozenset()
+    owner = place[0]
+    return owner if isinstance(owner, frozenset) else frozenset({str(owner).partition(":")[0]})

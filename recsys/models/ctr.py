@@ -20,6 +20,8 @@ from recsys.models.axes import Axes, Axis
 from recsys.models.config import ModelConfig
 from recsys.models.dcn import VectorCross
 from recsys.models.dcnv2 import MatrixCross
+from recsys.models.fm import FactorisationMachine
+from recsys.models.ipnn import InnerProducts
 from recsys.models.linear import Linear, thin_product
 from recsys.models.mlp import MLP
 
@@ -27,8 +29,8 @@ from recsys.models.mlp import MLP
 class CTRModel(nn.Module):
     """A click-through-rate model.
 
-    The cross network (if any) and the feed-forward network run side by side on the concatenated input, or one after
-    the other; the head is linear, one logit a task.
+    What crosses the features (if anything) and the feed-forward network run side by side on the concatenated input, or
+    one after the other; the head is linear, one logit a task.
 
     Args:
         layout: the encoded features.
@@ -66,6 +68,7 @@ class CTRModel(nn.Module):
                 found="every feature dropped",
                 mend="give some feature a chunk, or add a number feature",
             )
+        self._input_width = inputs
         generator = torch.Generator().manual_seed(seed)
         if isinstance(embedding, BaselineEmbedding):
             self.embedding = cast(MultiplexedEmbedding, embedding)
@@ -76,18 +79,25 @@ class CTRModel(nn.Module):
             self.embedding.table.initialise(plan.init_scale, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
-            self.cross: VectorCross | MatrixCross | None = None
+            self.cross: VectorCross | MatrixCross | FactorisationMachine | InnerProducts | None = None
             if config.interaction == "dcn":
                 self.cross = VectorCross(inputs, config.cross_layers)
             elif config.interaction == "dcnv2":
                 self.cross = MatrixCross(inputs, config.cross_layers, config.low_rank)
+            elif config.interaction == "fm":
+                self.cross = FactorisationMachine(inputs, plan)
+            elif config.interaction == "ipnn":
+                self.cross = InnerProducts(inputs, plan)
+            crossed = self.cross.output_width if self.cross is not None else 0
+            self._stacked = _stacked(config)
             # without a cross network an empty feed-forward network passes the input on: logistic regression
-            self.deep = MLP(inputs, config.hidden, config.dropout) if config.hidden or self.cross is None else None
-            stacked = config.structure == "stacked" and self.deep is not None
-            width = (inputs if self.cross is not None and not stacked else 0) + (
-                self.deep.output_width if self.deep is not None else 0
-            )
+            self.deep: MLP | None = None
+            if config.hidden or self.cross is None:
+                self.deep = MLP(crossed if self._stacked else inputs, config.hidden, config.dropout)
+            width = (0 if self._stacked else crossed) + (self.deep.output_width if self.deep is not None else 0)
             self.head = Linear(width, max(len(layout.label_names), 1))
+            if isinstance(self.cross, FactorisationMachine):
+                self.cross.start(self.head.weight)
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor, dense: Tensor, vectors: Tensor) -> Tensor:
         """The logits of a batch, from the tensors of `features.batch.Batch`.
@@ -119,7 +129,7 @@ class CTRModel(nn.Module):
         streams: list[Tensor] = []
         if self.cross is not None:
             crossed = self.cross(x)
-            if self.config.structure == "stacked" and self.deep is not None:
+            if self._stacked:
                 x = crossed
             else:
                 streams.append(crossed)
@@ -137,11 +147,17 @@ class CTRModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if not name.startswith("embedding.")}
 
     def first_layers(self) -> dict[str, Tensor]:
-        """The weights [O, inputs] of the layers that read the embeddings, by name: cross, deep; else head."""
-        stacked = self.cross is not None and self.config.structure == "stacked"
-        parts = {"cross": self.cross, "deep": None if stacked or not self.config.hidden else self.deep}
-        layers = {name: _first_linear(part) for name, part in parts.items() if part is not None}
-        return layers or {"head": self.head.weight.detach()}
+        """The weights [O, inputs] of the layers that read the embeddings, by name: cross, deep; head if it does."""
+        layers: dict[str, Tensor] = {}
+        network = isinstance(self.cross, VectorCross | MatrixCross)
+        if self.cross is not None and network:
+            layers["cross"] = _first_linear(self.cross)
+        if self.deep is not None and self.config.hidden and not (network and self._stacked):
+            layers["deep"] = _first_linear(self.deep)
+        if not layers or isinstance(self.cross, FactorisationMachine):
+            layers["head"] = self.head.weight.detach()
+        # products come after the inputs
+        return {name: weight[:, : self._input_width] for name, weight in layers.items()}
 
     def axes(self) -> Axes:
         """Names of the places along the axes of every parameter of the network, in the order of `dense_parameters`.
@@ -159,7 +175,7 @@ class CTRModel(nn.Module):
         x: Axis = inputs
         if self.cross is not None:
             parts["cross"], crossed = self.cross.axes(x)
-            if self.config.structure == "stacked" and self.deep is not None:
+            if self._stacked:
                 x = crossed
             else:
                 outputs += crossed
@@ -200,6 +216,13 @@ class CTRModel(nn.Module):
                 self.embedding.table.load_stored(given)
             else:
                 own.copy_(given)
+
+
+def _stacked(config: ModelConfig) -> bool:
+    """Whether the feed-forward network reads what the cross network puts out, in place of the input."""
+    if config.interaction in ("dcn", "dcnv2"):
+        return bool(config.hidden) and config.structure == "stacked"
+    return bool(config.hidden) and config.interaction == "ipnn"
 
 
 def _first_linear(part: nn.Module) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from features.errors import ConfigError, list_names, nearest
 from recsys.embeddings.plan import IdCounts
 from recsys.embeddings.transfer import Carried, RowMap, carry_rows, keep_owners
-from recsys.models.axes import Axis
+from recsys.models.axes import Axis, features_of
 from recsys.models.ctr import CTRModel
+from recsys.models.fm import FactorisationMachine
 
 SAME = ("interaction", "cross_layers", "low_rank", "structure", "hidden")
 """What two networks must share."""
@@ -131,9 +132,7 @@ def check_warm_start(new: CTRModel, old: CTRModel, reset: Collection[str] = ()) 
 
 @torch.no_grad()
 def _carry_network(new: CTRModel, old: CTRModel, reset: Collection[str]) -> None:
-    new_axes, old_axes = new.axes().values(), old.axes().values()
-    parameters = zip(new.dense_parameters().values(), old.dense_parameters().values(), new_axes, old_axes, strict=True)
-    for target, source, now, was in parameters:
+    for (target, now), (source, was) in zip(_shared(new, old), _shared(old, new), strict=True):
         outputs, out_of = _places(now[0], was[0], reset)
         if target.ndim == 1:
             target[outputs] = source[out_of]
@@ -141,19 +140,29 @@ def _carry_network(new: CTRModel, old: CTRModel, reset: Collection[str]) -> None
             inputs, in_of = _places(now[1], was[1], reset)
             target[outputs] = 0.0
             target[outputs.unsqueeze(1), inputs] = source[out_of.unsqueeze(1), in_of]
+    if isinstance(new.cross, FactorisationMachine):
+        new.cross.wake(new.head.weight)
+
+
+def _shared(model: CTRModel, other: CTRModel) -> list[tuple[torch.Tensor, tuple[Axis, ...]]]:
+    """The parameters that both models have, in order, with their axes.
+
+    A factorisation machine has more of them with more chunks.  Nothing of the other model reads what they put out.
+    """
+    axes, others = model.axes(), other.dense_parameters()
+    return [(p, axes[n]) for n, p in model.dense_parameters().items() if n in others or not n.startswith("cross.")]
 
 
 def _places(now: Axis, was: Axis, reset: Collection[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Places of a new axis whose names the old one has, and where it has them."""
     before = {name: place for place, name in enumerate(was)}
-    both = [(place, before[name]) for place, name in enumerate(now) if name in before and _feature(name) not in reset]
+    both = [
+        (place, before[name])
+        for place, name in enumerate(now)
+        if name in before and features_of(name).isdisjoint(reset)
+    ]
     pairs = torch.tensor(both, dtype=torch.int64).view(-1, 2)
     return pairs[:, 0], pairs[:, 1]
-
-
-def _feature(name: object) -> str | None:
-    """The feature that a place belongs to; a number's missing flag belongs to the number."""
-    return str(name[0]).partition(":")[0] if isinstance(name, tuple) else None
 
 
 def _features(model: CTRModel) -> dict[str, int | None]:

@@ -37,9 +37,13 @@ def training_memory(layout: Layout, plan: EmbeddingPlan, network: ModelConfig, c
         outline = CTRModel(layout, replace(plan, rows=min(plan.rows, 1)), network, kernel="torch")
     parameters = sum(p.numel() for p in outline.dense_parameters().values())
     inputs = plan.output_width + len(layout.dense_names) + layout.vector_width
-    layers = sum(network.hidden) + (network.cross_layers * inputs if network.interaction != "mlp" else 0)
+    crossed = outline.cross.output_width if outline.cross is not None else 0
+    # fm: vectors scaled and squared, then the output; ipnn: the output, which is longer than the products before it
+    layers = {"mlp": 0, "fm": inputs + crossed, "ipnn": crossed}.get(
+        network.interaction, network.cross_layers * inputs
+    ) + sum(network.hidden)
     trained = config.batch_size * (INPUT_COPIES * inputs + LAYER_COPIES * layers)
-    evaluated = config.eval_batch_size * (inputs + LAYER_COPIES * max([inputs, *network.hidden]))
+    evaluated = config.eval_batch_size * (inputs + LAYER_COPIES * max([inputs, crossed, *network.hidden]))
     averaged = TABLE_AVERAGE_COPIES * plan.rows * plan.width + NETWORK_AVERAGE_COPIES * parameters
     average = averaged * FLOAT + plan.rows * plan.row_bytes if config.ema is not None else 0
     return [

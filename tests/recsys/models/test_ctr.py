@@ -68,7 +68,7 @@ def test_matrix_cross_is_the_formula_of_dcn_v2(rank: int | None) -> None:
     assert torch.autograd.gradcheck(cross.double(), x0.double().requires_grad_())
 
 
-@pytest.mark.parametrize("interaction", ["mlp", "dcn", "dcnv2"])
+@pytest.mark.parametrize("interaction", ["mlp", "dcn", "dcnv2", "fm", "ipnn"])
 def test_logits_have_a_column_a_task_and_rows_do_not_mix(interaction: str) -> None:
     model = build(interaction=interaction).eval()
     data = batch()
@@ -138,6 +138,12 @@ def test_a_model_of_numbers_alone_works() -> None:
         ({"interaction": "mlp"}, {"deep": (8, 13)}),
         ({"interaction": "mlp", "structure": "stacked"}, {"deep": (8, 13)}),
         ({"interaction": "mlp", "hidden": []}, {"head": (2, 13)}),
+        ({"interaction": "fm"}, {"deep": (8, 13), "head": (2, 13)}),
+        ({"interaction": "fm", "structure": "stacked"}, {"deep": (8, 13), "head": (2, 13)}),
+        ({"interaction": "fm", "hidden": []}, {"head": (2, 13)}),
+        ({"interaction": "ipnn"}, {"deep": (8, 13)}),
+        ({"interaction": "ipnn", "structure": "stacked"}, {"deep": (8, 13)}),
+        ({"interaction": "ipnn", "hidden": []}, {"head": (2, 13)}),
     ],
 )
 def test_first_layers_are_those_that_read_the_input(config: dict[str, object], expected: dict[str, object]) -> None:

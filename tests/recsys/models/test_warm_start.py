@@ -41,6 +41,10 @@ NETWORKS: list[dict[str, Any]] = [
     {"interaction": "dcnv2", "low_rank": 3},
     {"interaction": "dcnv2", "structure": "stacked"},
     {"interaction": "dcnv2", "hidden": []},
+    {"interaction": "fm"},
+    {"interaction": "fm", "hidden": []},
+    {"interaction": "ipnn"},
+    {"interaction": "ipnn", "hidden": []},
 ]
 networks = pytest.mark.parametrize("network", NETWORKS, ids=lambda n: "-".join(str(v) for v in n.values()))
 

@@ -38,18 +38,23 @@ FRAME = pl.DataFrame(ROWS)
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> tuple[Path, CTRModel, FeaturePipeline]:
+    return make_bundle(tmp_path)
+
+
+def make_bundle(tmp_path: Path, **network: object) -> tuple[Path, CTRModel, FeaturePipeline]:
     pipeline = FeaturePipeline(validate(FeatureSpec, SPEC)).fit(FRAME)
     ids = pipeline.encode_frame(FRAME).ids.numpy()
     counts = {n: np.unique(ids[:, i], return_counts=True) for i, n in enumerate(pipeline.layout.id_names)}
     config = EmbeddingConfig.model_validate({"width": 4, "rows": 20, "hash_seed": 3})
     plan = plan_embedding(pipeline.layout, config, counts)
     assert plan.exact_values > 0
-    model = CTRModel(pipeline.layout, plan, ModelConfig(hidden=(8,)), seed=1).eval()
+    model = CTRModel(pipeline.layout, plan, ModelConfig.model_validate({"hidden": (8,), **network}), seed=1).eval()
     return save_bundle(tmp_path / "bundle", model=model, pipeline=pipeline, metrics={"auc": 0.7}), model, pipeline
 
 
-def test_a_loaded_bundle_scores_as_the_model_did(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
-    folder, model, pipeline = bundle
+@pytest.mark.parametrize("interaction", ["mlp", "dcn", "dcnv2", "fm", "ipnn"])
+def test_a_loaded_bundle_scores_as_the_model_did(tmp_path: Path, interaction: str) -> None:
+    folder, model, pipeline = make_bundle(tmp_path, interaction=interaction)
     scorer = Scorer.load(folder)
     expected = model.logits(pipeline.encode_frame(FRAME)).double().sigmoid().detach().numpy()
     assert expected.shape == (3, 2)

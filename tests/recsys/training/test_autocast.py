@@ -38,7 +38,11 @@ def step(model: CTRModel, store_folder: Path, *, autocast: bool) -> tuple[torch.
     return loss.detach(), gradients
 
 
-def test_loss_and_gradients_are_close_to_those_of_fp32(store_folder: Path) -> None:
+@pytest.mark.parametrize("interaction", ["dcnv2", "fm", "ipnn"])
+def test_loss_and_gradients_are_close_to_those_of_fp32(
+    store_folder: Path, interaction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(training_job.MODEL, "interaction", interaction)
     model, _ = training_job.build(Store.open(store_folder), embedding={"init_scale": 0.5})
     exact, expected = step(model, store_folder, autocast=False)
     loss, gradients = step(model, store_folder, autocast=True)

@@ -39,6 +39,11 @@ def test_parts_follow_the_config() -> None:
     wide = estimate({**TABLE, "chunks": {"default": 4}}, {}, {})
     assert wide["network"] > 10 * parts["network"]
     assert estimate({**TABLE, "chunks": {"default": 4}}, {"low_rank": 4}, {})["network"] < wide["network"] / 10
+    mlp, fm, ipnn = (estimate(TABLE, {"interaction": name}, {}) for name in ("mlp", "fm", "ipnn"))
+    assert fm["network"] - mlp["network"] == 4 * 4 * (26 + 26 * 16 + 1)  # scales, linear term, sum over pairs
+    assert ipnn["network"] - mlp["network"] == 4 * 4 * 256 * 26 * 25 // 2
+    assert mlp["a"] < fm["a"]
+    assert mlp["a"] < ipnn["a"]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +75,10 @@ def test_what_cannot_fit_is_refused_by_the_key_that_decides(
             {"batch_size": 64, "eval_batch_size": 64, "table_optimizer": "adam", "ema": 0.9},
         ),
         ({"rows": 1000, "chunks": {"default": 4}}, {}, {"batch_size": 16_384, "eval_batch_size": 64}),
+        ({"rows": 1000}, {"interaction": "fm"}, {"batch_size": 16_384, "eval_batch_size": 64}),
+        ({"rows": 1000}, {"interaction": "ipnn"}, {"batch_size": 16_384, "eval_batch_size": 64}),
     ],
-    ids=["table", "averages", "batch"],
+    ids=["table", "averages", "batch", "fm", "ipnn"],
 )
 def test_a_process_grows_by_about_the_estimate(settings: memory_job.Settings, tmp_path: Path) -> None:
     done = subprocess.run(
