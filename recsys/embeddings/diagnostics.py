@@ -242,7 +242,8 @@ def _overlaps(model: CTRModel) -> tuple[Overlap, ...]:
         if f in sharing:
             blocks[f.name] = slice(start, stop)
         start = stop
-    return tuple(overlap_of(name, weights, blocks, width) for name, weights in model.first_layers().items())
+    layers = model.network.first_layers().items()
+    return tuple(overlap_of(name, weights.detach(), blocks, width) for name, weights in layers)
 
 
 def _sharing(plan: EmbeddingPlan) -> list[FeaturePlan]:

@@ -33,7 +33,7 @@ class ChunkVectors(nn.Module):
             if len(names) < 2:
                 break
             self.names.append(names)
-            places = torch.tensor([starts[name] + chunk for name in names])
+            places = torch.tensor([starts[name] + chunk for name in names], device="cpu")  # also in an outline
             self.register_buffer(f"places_{chunk}", places, persistent=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:

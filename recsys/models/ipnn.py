@@ -29,7 +29,7 @@ class InnerProducts(nn.Module):
         self.vectors = ChunkVectors(plan)
         self.output_width = inputs
         for chunk, names in enumerate(self.vectors.names):
-            first, second = torch.triu_indices(len(names), len(names), 1)
+            first, second = torch.triu_indices(len(names), len(names), 1, device="cpu")
             self.register_buffer(f"pairs_{chunk}", first * len(names) + second, persistent=False)
             self.output_width += len(first)
 

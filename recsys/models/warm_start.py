@@ -140,8 +140,8 @@ def _carry_network(new: CTRModel, old: CTRModel, reset: Collection[str]) -> None
             inputs, in_of = _places(now[1], was[1], reset)
             target[outputs] = 0.0
             target[outputs.unsqueeze(1), inputs] = source[out_of.unsqueeze(1), in_of]
-    if isinstance(new.cross, FactorisationMachine):
-        new.cross.wake(new.head.weight)
+    if isinstance(new.network.cross, FactorisationMachine):
+        new.network.cross.wake(new.network.head.weight)
 
 
 def _shared(model: CTRModel, other: CTRModel) -> list[tuple[torch.Tensor, tuple[Axis, ...]]]:
@@ -149,7 +149,7 @@ def _shared(model: CTRModel, other: CTRModel) -> list[tuple[torch.Tensor, tuple[
 
     A factorisation machine has more of them with more chunks.  Nothing of the other model reads what they put out.
     """
-    axes, others = model.axes(), other.dense_parameters()
+    axes, others = model.network.axes(), other.dense_parameters()
     return [(p, axes[n]) for n, p in model.dense_parameters().items() if n in others or not n.startswith("cross.")]
 
 

@@ -37,7 +37,7 @@ def training_memory(layout: Layout, plan: EmbeddingPlan, network: ModelConfig, c
         outline = CTRModel(layout, replace(plan, rows=min(plan.rows, 1)), network, kernel="torch")
     parameters = sum(p.numel() for p in outline.dense_parameters().values())
     inputs = plan.output_width + len(layout.dense_names) + layout.vector_width
-    crossed = outline.cross.output_width if outline.cross is not None else 0
+    crossed = outline.network.cross.output_width if outline.network.cross is not None else 0
     # fm: vectors scaled and squared, then the output; ipnn: the output, which is longer than the products before it
     layers = {"mlp": 0, "fm": inputs + crossed, "ipnn": crossed}.get(
         network.interaction, network.cross_layers * inputs

@@ -118,7 +118,7 @@ class Trainer:
             )
         if config.autocast:
             require_bf16()
-        model.autocast = config.autocast
+        model.network.autocast = config.autocast
         self.model = model
         self.config = config
         self.seed = seed
@@ -290,7 +290,20 @@ class Trainer:
     def _validate(self, valid: Loader) -> dict[str, float]:
         """Metrics of the weights now in the model, which become the best weights if they are."""
         p, monitor = self._progress, self.config.monitor
-        predictions = self._predict(valid)
+        metrics = self._metrics(valid)
+        sign = 1 if monitor == "auc" else -1
+        if not p.best_metrics or sign * metrics[monitor] > sign * p.best_metrics[monitor]:
+            p.best_epoch, p.best_metrics = p.epoch, metrics
+            self._save_best({"epoch": p.epoch, "step": p.step, "metrics": metrics, **identity_of(self.model)})
+        return metrics
+
+    def _metrics(self, valid: Loader) -> dict[str, float]:
+        """What the epoch is worth."""
+        return self._report(self._predict(valid))
+
+    def _report(self, predictions: Predictions) -> dict[str, float]:
+        """The metrics of predictions that exist, the monitored one among them."""
+        monitor = self.config.monitor
         assert predictions.labels is not None
         report = evaluate(predictions.labels, predictions.probabilities, predictions.weight)
         if report[monitor] is None:
@@ -300,12 +313,7 @@ class Trainer:
                 found=report["undefined"][monitor],
                 mend="split the data so that validation holds both classes, or set train.monitor to logloss",
             )
-        metrics = {name: report[name] for name in ("auc", "logloss", "calibration_ratio") if report[name] is not None}
-        sign = 1 if monitor == "auc" else -1
-        if not p.best_metrics or sign * metrics[monitor] > sign * p.best_metrics[monitor]:
-            p.best_epoch, p.best_metrics = p.epoch, metrics
-            self._save_best({"epoch": p.epoch, "step": p.step, "metrics": metrics, **identity_of(self.model)})
-        return metrics
+        return {name: report[name] for name in ("auc", "logloss", "calibration_ratio") if report[name] is not None}
 
     def _predict(self, valid: Loader) -> Predictions:
         return predict(self.model, valid)

@@ -91,9 +91,9 @@ def test_blocks_are_the_columns_that_read_each_sharing_feature() -> None:
     blocks = {"user": slice(0, 8), "item": slice(8, 12), "zip": slice(12, 16)}  # age is exact
     found = {o.layer: o for o in diagnose(model, counts()).overlaps}
     assert list(found) == ["cross", "deep"]
-    assert model.cross is not None
-    assert model.deep is not None
-    for name, layer in (("cross", model.cross.layers[0]), ("deep", model.deep.layers[0])):
+    assert model.network.cross is not None
+    assert model.network.deep is not None
+    for name, layer in (("cross", model.network.cross.layers[0]), ("deep", model.network.deep.layers[0])):
         assert found[name] == overlap_of(name, layer.weight.detach(), blocks, 4)
 
 

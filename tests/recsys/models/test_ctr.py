@@ -81,15 +81,15 @@ def test_logits_have_a_column_a_task_and_rows_do_not_mix(interaction: str) -> No
 def test_stacked_feeds_the_cross_network_into_the_deep_one() -> None:
     model, data = build(structure="stacked").eval(), batch()
     x = torch.cat([model.embedding(data.ids, data.bag_values, data.bag_lengths), data.dense, data.vectors], 1)
-    assert model.cross is not None
-    assert model.deep is not None
-    torch.testing.assert_close(model.logits(data), model.head(model.deep(model.cross(x))))
+    assert model.network.cross is not None
+    assert model.network.deep is not None
+    torch.testing.assert_close(model.logits(data), model.network.head(model.network.deep(model.network.cross(x))))
 
 
 def test_an_mlp_without_hidden_layers_is_logistic_regression() -> None:
     model, data = build(interaction="mlp", hidden=[]).eval(), batch()
     x = torch.cat([model.embedding(data.ids, data.bag_values, data.bag_lengths), data.dense, data.vectors], 1)
-    torch.testing.assert_close(model.logits(data), x @ model.head.weight.T + model.head.bias)
+    torch.testing.assert_close(model.logits(data), x @ model.network.head.weight.T + model.network.head.bias)
 
 
 def test_the_seed_decides_all_initial_weights_and_nothing_else_does() -> None:
@@ -147,4 +147,4 @@ def test_a_model_of_numbers_alone_works() -> None:
     ],
 )
 def test_first_layers_are_those_that_read_the_input(config: dict[str, object], expected: dict[str, object]) -> None:
-    assert {name: tuple(w.shape) for name, w in build(chunks=1, **config).first_layers().items()} == expected
+    assert {name: tuple(w.shape) for name, w in build(chunks=1, **config).network.first_layers().items()} == expected

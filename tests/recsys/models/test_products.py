@@ -153,25 +153,25 @@ def test_a_fresh_fm_is_that_of_the_paper() -> None:
     """Bias, linear term and the sum over pairs, whose weight is 1."""
     model, data = build(interaction="fm", hidden=[]), batch()
     x = read(model, data)
-    weights = model.head.weight[:, : x.shape[1]]
+    weights = model.network.head.weight[:, : x.shape[1]]
     pairs = torch.stack([(v * w).sum(1) for v, w in combinations(padded(x, model.plan).values(), 2)]).sum(0)
-    torch.testing.assert_close(model.logits(data), model.head.bias + x @ weights.T + pairs.unsqueeze(1))
+    torch.testing.assert_close(model.logits(data), model.network.head.bias + x @ weights.T + pairs.unsqueeze(1))
 
 
 def test_deepfm_is_fm_and_the_network_side_by_side() -> None:
     deep = disturb(build(interaction="fm", hidden=[8, 5]))
     fm, mlp, data = build(interaction="fm", hidden=[]), build(interaction="mlp", hidden=[8, 5]), batch()
-    of_fm = fm.head.weight.shape[1]
+    of_fm = fm.network.head.weight.shape[1]
     with torch.no_grad():
         for model in (fm, mlp):
             model.embedding.table.load_stored(deep.embedding.table.stored())
             for name, parameter in model.dense_parameters().items():
                 if not name.startswith("head"):
                     parameter.copy_(deep.dense_parameters()[name])
-        fm.head.weight.copy_(deep.head.weight[:, :of_fm])
-        fm.head.bias.copy_(deep.head.bias)
-        mlp.head.weight.copy_(deep.head.weight[:, of_fm:])
-        mlp.head.bias.zero_()
+        fm.network.head.weight.copy_(deep.network.head.weight[:, :of_fm])
+        fm.network.head.bias.copy_(deep.network.head.bias)
+        mlp.network.head.weight.copy_(deep.network.head.weight[:, of_fm:])
+        mlp.network.head.bias.zero_()
     torch.testing.assert_close(deep.logits(data), fm.logits(data) + mlp.logits(data))
 
 
@@ -185,9 +185,9 @@ def test_ipnn_feeds_inputs_and_products_to_the_network(hidden: list[int]) -> Non
     products = torch.stack([(vectors[f] * vectors[g])[:, part].sum(1) for f, g, part in pairs], 1)
     joined = torch.cat([x, products], 1)
     if hidden:
-        assert model.deep is not None
-        joined = model.deep(joined)
-    torch.testing.assert_close(model.logits(data), model.head(joined))
+        assert model.network.deep is not None
+        joined = model.network.deep(joined)
+    torch.testing.assert_close(model.logits(data), model.network.head(joined))
 
 
 @pytest.mark.parametrize("interaction", ["fm", "ipnn"])
@@ -212,7 +212,7 @@ def test_trailing_chunks_of_zeros_are_as_good_as_none(interaction: str, hidden: 
 def test_without_a_pair_nothing_is_multiplied(interaction: str, chunks: dict[str, int]) -> None:
     model, data = build(interaction=interaction, hidden=[], chunks=chunks), batch()
     x = read(model, data) if any(chunks.values()) else torch.cat([data.dense, data.vectors], 1)
-    torch.testing.assert_close(model.logits(data), model.head(x))
+    torch.testing.assert_close(model.logits(data), model.network.head(x))
 
 
 @pytest.mark.parametrize("interaction", ["fm", "ipnn"])
@@ -223,7 +223,7 @@ def test_products_that_are_new_to_a_trained_model_learn(interaction: str, more: 
     warm_start(new, old, COUNTS)
     torch.testing.assert_close(new.logits(batch()), old.logits(batch()))
     new.logits(batch()).sum().backward()
-    axes, was = new.axes(), old.axes()
+    axes, was = new.network.axes(), old.network.axes()
     for name, parameter in new.dense_parameters().items():
         if name == "cross.weights.0" or (name, interaction) == ("deep.layers.0.weight", "ipnn"):
             added = [i for i, place in enumerate(axes[name][1]) if place not in was[name][1]]
@@ -244,11 +244,11 @@ def test_fm_learns_again_when_every_feature_is_reset() -> None:
     """Vectors scaled by 0 and read with a weight that is not would never get a gradient."""
     old, new = disturb(build(interaction="fm", hidden=[])), build(interaction="fm", hidden=[], seed=1)
     warm_start(new, old, COUNTS, reset=("user", "item", "tags"))
-    assert isinstance(new.cross, FactorisationMachine)
+    assert isinstance(new.network.cross, FactorisationMachine)
     data = batch()
     x = read(new, data)
-    dense = x[:, new.plan.output_width :] @ new.head.weight[:, new.plan.output_width : x.shape[1]].T
-    torch.testing.assert_close(new.logits(data), new.head.bias + dense)
+    dense = x[:, new.plan.output_width :] @ new.network.head.weight[:, new.plan.output_width : x.shape[1]].T
+    torch.testing.assert_close(new.logits(data), new.network.head.bias + dense)
     new.logits(data).sum().backward()
-    assert new.head.weight.grad is not None
-    assert bool(new.head.weight.grad[:, x.shape[1] :].all())
+    assert new.network.head.weight.grad is not None
+    assert bool(new.network.head.weight.grad[:, x.shape[1] :].all())

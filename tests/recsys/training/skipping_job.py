@@ -61,7 +61,7 @@ def main(store_folder: Path, folder: Path) -> None:
                 elif kind == "table":
                     hook = model.embedding.register_forward_hook(lambda module, given, out: _Infinite.apply(out))
                 elif kind == "network":
-                    hook = model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+                    hook = model.network.head.weight.register_hook(lambda gradient: gradient * math.inf)
             skipped[kind] = trainer._step(batch, 1.0)[:2] == (0.0, 0.0)
             unchanged[kind] = all(torch.equal(t, old) for t, old in zip(state(), before, strict=True))
             if hook is not None:

@@ -26,7 +26,7 @@ def step(model: CTRModel, store_folder: Path, *, autocast: bool) -> tuple[torch.
     """Loss and gradients of the first batch; dropout draws the same."""
     store = Store.open(store_folder)
     batch = next(iter(training_job.loaders(store, training_job.build(store)[1])[0]))
-    model.autocast = autocast
+    model.network.autocast = autocast
     model.zero_grad()
     torch.manual_seed(0)
     loss, _ = weighted_loss(model.train().logits(batch), batch)
@@ -58,7 +58,7 @@ def test_evaluation_stays_in_fp32(store_folder: Path) -> None:
     model, config = training_job.build(store)
     batch = next(iter(training_job.loaders(store, config)[1]))
     expected = model.eval().logits(batch)
-    model.autocast = True
+    model.network.autocast = True
     assert torch.equal(model.logits(batch), expected)
 
 

@@ -346,7 +346,7 @@ def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 def spoil(model: CTRModel, where: str) -> None:
     """Makes the gradient of one part infinite from now on, while the loss stays finite."""
     if where == "network":
-        model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+        model.network.head.weight.register_hook(lambda gradient: gradient * math.inf)
     else:
         model.embedding.register_forward_hook(lambda module, given, out: _Infinite.apply(out))
 

@@ -1,0 +1,73 @@
+"""What a user says about the search for widths."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from features.errors import ConfigError
+from features.validation import Strict
+from recsys.embeddings.config import Chunks
+
+RecipeName = Literal["mixed", "uniform", "nested", "truncated", "lasso"]
+
+
+class SupernetConfig(Strict):
+    """The one model whose features run with any number of chunks."""
+
+    recipe: RecipeName = "mixed"
+    """What a step trains beside or instead of the full model. mixed: it and a random allocation an example, distilled
+    from it; uniform: a random level a feature and example alone (OptEmbed); nested: the same level everywhere, every
+    level in every step, distilled (Matryoshka, Starbucks); truncated: one feature of each example cut short (Maestro);
+    lasso: the full model with a hierarchical group lasso on the chunks of the first layers."""
+    distill: float = Field(0.5, ge=0, le=1)
+    """Of mixed and nested: weight of the full model's probability in what the smaller ones learn from."""
+    lasso: float = Field(1e-4, ge=0)
+    """Of lasso: its weight in the loss."""
+    epochs: int | None = Field(None, ge=1)
+    """Most passes over the training split; as `train.epochs` when left out."""
+
+
+class SearchConfig(Strict):
+    """How many chunks does each feature earn?"""
+
+    method: Literal["supernet", "statistics", "magnitude"] = "supernet"
+    """supernet: train it, then evolve allocations on it; statistics: from counts and the norms of the first layer after
+    one short training; magnitude: train at the largest widths and keep the chunks of the largest norms."""
+    levels: tuple[Chunks, ...] = (0, 1, 2, 4, 8)
+    """Chunk counts that a feature may have, ascending."""
+    features: dict[str, tuple[Chunks, ...]] = Field(default_factory=dict)
+    """Other counts for some features, by name."""
+    max_lookups: float | None = Field(None, gt=0)
+    """The budget: rows of the table read for one example, on average. Left out, the whole front is searched, quality
+    against cost."""
+    supernet: SupernetConfig = SupernetConfig()
+    """How the supernet is trained."""
+    metric: Literal["auc", "logloss"] = "auc"
+    """Of the validation split, by which allocations are judged."""
+    sample_rows: int = Field(8192, ge=2)
+    """Validation rows that candidates are judged on; the best ones are judged again on all of them."""
+    finalists: int = Field(20, ge=1)
+    """How many candidates are judged on all validation rows."""
+    generations: int = Field(40, ge=1)
+    """Generations of the evolution."""
+    population: int = Field(20, ge=2)
+    """Candidates a generation."""
+    parents: int = Field(15, ge=1)
+    """How many of the best so far have children."""
+    mutation: float = Field(0.1, ge=0, le=1)
+    """Probability that a feature of a child changes."""
+    seed: int = Field(0, ge=0)
+    """Seeds the evolution and the validation sample."""
+
+    @field_validator("levels", "features", mode="after")
+    @classmethod
+    def _ascending(cls, value: object) -> object:
+        lists = value.values() if isinstance(value, dict) else [value]
+        for levels in lists:
+            if len(levels) < 1 or list(levels) != sorted(set(levels)):
+                raise ConfigError(
+                    "not ascending", field="search.levels", found=list(levels), expected="such as [0, 1, 2, 4, 8]"
+                )
+        return value

@@ -1,0 +1,159 @@
+"""What an allocation is worth: a trained supernet judged under it, on rows whose embeddings are looked up once.
+
+A candidate reads columns of the cached embeddings and the same columns of the supernet's weights: it is evaluated at
+its own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.batch import Batch
+from features.errors import UndefinedMetricError
+from recsys.evaluation.metrics import auc, logloss
+from recsys.models import CTRModel
+from recsys.models.axes import Axis
+from recsys.models.network import Network
+from recsys.search.space import SearchSpace
+from recsys.training import Predictions
+
+METRICS: dict[str, Callable[..., float]] = {"auc": auc, "logloss": lambda *rows: -logloss(*rows)}
+"""Fitness by name; higher is better."""
+
+
+class SubNetworks:
+    """The networks of all smaller allocations, with the weights that a model at the largest widths has for them.
+
+    Args:
+        model: at the largest widths.
+    """
+
+    def __init__(self, model: CTRModel) -> None:
+        self._model = model
+        self._parameters = {name: p.detach() for name, p in model.network.named_parameters()}
+        self._places = {name: tuple(_numbered(axis) for axis in axes) for name, axes in model.network.axes().items()}
+        self._inputs = _numbered(model.network.input_axis())
+
+    def of(self, chunks: Sequence[int]) -> tuple[Network, Tensor]:
+        """The network of some chunk counts, in plan order, and the places [I'] of what it reads in the full input."""
+        model = self._model
+        features = tuple(replace(f, chunks=int(c)) for f, c in zip(model.plan.features, chunks, strict=True))
+        with torch.device("meta"):
+            network = Network(model.layout, replace(model.plan, features=features), model.config)
+        axes, state = network.axes(), {}
+        for name, _ in network.named_parameters():
+            value = self._parameters[name]
+            for dimension, (axis, places) in enumerate(zip(axes[name], self._places[name], strict=True)):
+                if len(axis) < len(places):
+                    value = value.index_select(dimension, _found(axis, places))
+            state[name] = value
+        network.load_state_dict(state, assign=True)
+        return network.eval(), _found(network.input_axis(), self._inputs)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows with their embeddings at the largest widths."""
+
+    inputs: Tensor
+    """[N, I] float32."""
+    labels: np.ndarray
+    """[N, T]"""
+    weight: np.ndarray | None
+    """[N]"""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: CTRModel, batches: Iterable[Batch]) -> Sample:
+        """Looks up all rows of some batches.
+
+        Raises:
+            UndefinedMetricError: they lack one of the classes, so no allocation can be judged on them.
+        """
+        inputs, labels, weights = [], [], []
+        for batch in batches:
+            inputs.append(model.inputs_of(batch))
+            assert batch.labels is not None
+            labels.append(batch.labels.numpy())
+            if batch.weight is not None:
+                weights.append(batch.weight.numpy())
+        sample = cls(torch.cat(inputs), np.concatenate(labels), np.concatenate(weights) if weights else None)
+        positive = sample.labels[:, 0] > 0
+        if positive.all() or not positive.any():
+            raise UndefinedMetricError(
+                "no allocation can be judged on rows of one class",
+                field="search.sample_rows",
+                found=f"{int(positive.sum())} of {len(positive)} validation rows are positive",
+                mend="raise search.sample_rows, or split the data so that validation holds both classes",
+            )
+        return sample
+
+
+class Fitness:
+    """Judges allocations on a sample, at their own size.
+
+    Args:
+        model: the trained supernet.
+        space: what genes mean.
+        sample: the rows.
+        metric: auc or logloss.
+    """
+
+    def __init__(self, model: CTRModel, space: SearchSpace, sample: Sample, metric: str) -> None:
+        self._networks = SubNetworks(model)
+        self._space = space
+        self._sample = sample
+        self._metric = METRICS[metric]
+
+    def __call__(self, genes: np.ndarray) -> np.ndarray:
+        """Genes [N, F] -> fitness [N] float64, higher is better."""
+        sample = self._sample
+        out = []
+        for chunks in self._space.chunks(genes):
+            network, columns = self._networks.of(chunks)
+            with torch.no_grad():
+                logits = network(sample.inputs.index_select(1, columns))
+            probabilities = torch.sigmoid(logits[:, 0].double()).numpy()
+            out.append(self._metric(sample.labels[:, 0], probabilities, sample.weight))
+        return np.array(out)
+
+
+@torch.no_grad()
+def predict_allocations(model: CTRModel, batches: Iterable[Batch], chunks: np.ndarray) -> list[Predictions]:
+    """Scores every batch under several allocations, its embeddings looked up once.
+
+    Args:
+        model: at the largest widths; left in the mode it was in.
+        batches: a loader without shuffling.
+        chunks: [K, F] chunk counts in plan order.
+
+    Returns:
+        The predictions of each allocation.
+    """
+    networks = SubNetworks(model)
+    smaller = [networks.of(own) for own in chunks]
+    probabilities: list[list[np.ndarray]] = [[] for _ in smaller]
+    labels, weights = [], []
+    for batch in batches:
+        x = model.inputs_of(batch)
+        for (network, columns), own in zip(smaller, probabilities, strict=True):
+            own.append(torch.sigmoid(network(x.index_select(1, columns)).double()).numpy())
+        assert batch.labels is not None
+        labels.append(batch.labels.numpy().copy())
+        if batch.weight is not None:
+            weights.append(batch.weight.numpy().copy())
+    truth, weight = np.concatenate(labels), np.concatenate(weights) if weights else None
+    return [Predictions(np.concatenate(own), truth, weight, None, None) for own in probabilities]
+
+
+def _numbered(axis: Axis) -> dict[Hashable, int]:
+    return {name: place for place, name in enumerate(axis)}
+
+
+def _found(axis: Axis, places: dict[Hashable, int]) -> Tensor:
+    return torch.tensor([places[name] for name in axis], dtype=torch.int64)

@@ -1,0 +1,107 @@
+"""Allocations without a supernet: what counts and the norms of a trained model's first layers say of every feature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.batch import Batch
+from recsys.embeddings.plan import IdCounts
+from recsys.models import CTRModel
+from recsys.search.space import Genes, SearchSpace
+
+
+@torch.no_grad()
+def chunk_norms(model: CTRModel, batches: Iterable[Batch]) -> list[np.ndarray]:
+    """How much of what the first layers compute comes from every chunk.
+
+    The norm of the weights that read a chunk, each times the root mean square of what it reads.
+
+    Args:
+        model: trained.
+        batches: a sample of its data.
+
+    Returns:
+        For every feature, in plan order, [chunks] float64.
+    """
+    squares, rows = torch.zeros(model.network.input_width, dtype=torch.float64), 0
+    for batch in batches:
+        squares += model.inputs_of(batch).double().square().sum(0)
+        rows += len(batch)
+    reads: Tensor = sum(w.double().square().sum(0) for w in model.network.first_layers().values())  # type: ignore[assignment]
+    blocks = (reads * squares / max(rows, 1))[: model.plan.output_width].view(-1, model.plan.width).sum(1).sqrt()
+    return [part.numpy() for part in blocks.split([f.chunks for f in model.plan.features])]
+
+
+def by_magnitude(space: SearchSpace, norms: list[np.ndarray], max_lookups: float) -> dict[str, int]:
+    """Keeps the chunks with the largest norms, over all features, as many as the budget pays for.
+
+    Args:
+        space: its features in the order of `norms`; their levels are not minded.
+        norms: of a model trained at the largest widths; see `chunk_norms`.
+        max_lookups: the budget.
+
+    Returns:
+        Chunks by feature name.
+    """
+    space.check_budget(max_lookups)
+    costs = [f.values_per_row for f in space.features]
+    order = sorted(
+        ((i, float(norm)) for i, own in enumerate(norms) for norm in own), key=lambda pair: (-pair[1], pair[0])
+    )
+    kept, left = dict.fromkeys(space.names, 0), max_lookups
+    for i, _ in order:
+        if costs[i] <= left:
+            kept[space.names[i]] += 1
+            left -= costs[i]
+    return kept
+
+
+def by_statistics(space: SearchSpace, norms: list[np.ndarray], counts: IdCounts, max_lookups: float) -> Genes:
+    """Gives the next chunks to the feature that promises most for them, until the budget is spent.
+
+    A feature with norm s and e effective values (the exponential of the entropy of its values) is taken to be worth
+    `s e^(1/4) log2(1 + c)` with c chunks: widths that grow with the fourth root of a vocabulary are an old rule of
+    thumb, and every further chunk is worth less than the one before.
+
+    Args:
+        space: its features in the order of `norms`.
+        norms: of a model with one chunk a feature after a short training; see `chunk_norms`.
+        counts: distinct training fingerprints of every feature, and how often each was seen.
+        max_lookups: the budget.
+    """
+    space.check_budget(max_lookups)
+    worth = [
+        float(np.sqrt((own**2).sum())) * effective_values(counts[name][1]) ** 0.25
+        for name, own in zip(space.names, norms, strict=True)
+    ]
+    genes = np.zeros(len(space.features), np.int64)
+    while True:
+        left = max_lookups - space.lookups(genes)
+        best: tuple[float, int, int] | None = None
+        for i, feature in enumerate(space.features):
+            now = feature.levels[genes[i]]
+            for place in range(genes[i] + 1, len(feature.levels)):
+                more = feature.levels[place]
+                cost = (more - now) * feature.values_per_row
+                gain = worth[i] * np.log2((1 + more) / (1 + now)) / cost
+                if cost <= left and (best is None or gain > best[0]):
+                    best = gain, i, place
+        if best is None:
+            return genes
+        genes[best[1]] = best[2]
+
+
+def effective_values(counts: np.ndarray) -> float:
+    """The number of equally frequent values with the same entropy.
+
+    >>> round(effective_values(np.array([5, 5, 5, 5])), 9), round(effective_values(np.array([97, 1, 1, 1])), 2)
+    (4.0, 1.18)
+    """
+    if not len(counts):
+        return 1.0
+    share = counts / counts.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))

@@ -1,0 +1,144 @@
+"""What a search chooses among: a short list of chunk counts for every feature, and what a choice costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.errors import ConfigError
+
+Genes = np.ndarray
+"""[F] int64: for every feature the place of its chunk count in its list; several are [N, F]."""
+
+
+@dataclass(frozen=True)
+class SearchFeature:
+    """One feature that can have more or fewer chunks."""
+
+    name: str
+    levels: tuple[int, ...]
+    """Chunk counts to choose among, ascending."""
+    values_per_row: float = 1.0
+    """Mean number of values in a row; other than 1 for bags, each of whose values is looked up."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All allocations that a search may propose.
+
+    >>> space = SearchSpace((SearchFeature("user", (0, 1, 2, 4)), SearchFeature("tags", (0, 1), 3.0)))
+    >>> genes = np.array([3, 1])
+    >>> space.allocation(genes), float(space.lookups(genes))
+    ({'user': 4, 'tags': 1}, 7.0)
+    """
+
+    features: tuple[SearchFeature, ...]
+    needs_a_chunk: bool = False
+    """Whether the model would have no input without any chunk."""
+
+    @property
+    def names(self) -> list[str]:
+        """The features, in order."""
+        return [f.name for f in self.features]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[F] int64: how many levels each feature has."""
+        return np.array([len(f.levels) for f in self.features])
+
+    @property
+    def largest(self) -> Genes:
+        """The most chunks everywhere."""
+        return self.sizes - 1
+
+    @property
+    def least_lookups(self) -> float:
+        """What the cheapest allocation costs."""
+        least = self.lookups(np.zeros(len(self.features), np.int64))
+        if least or not self.needs_a_chunk:
+            return float(least)
+        return min(f.levels[1] * f.values_per_row for f in self.features if len(f.levels) > 1)
+
+    def chunks(self, genes: np.ndarray) -> np.ndarray:
+        """Chunk counts [..., F] of genes [..., F]."""
+        out = np.zeros(genes.shape, np.int64)
+        for i, feature in enumerate(self.features):
+            out[..., i] = np.array(feature.levels)[genes[..., i]]
+        return out
+
+    def lookups(self, genes: np.ndarray) -> np.ndarray:
+        """Rows of the table read for one example, on average: [...] of genes [..., F]."""
+        out: np.ndarray = self.chunks(genes) @ np.array([f.values_per_row for f in self.features])
+        return out
+
+    def allocation(self, genes: Genes) -> dict[str, int]:
+        """The chunks of every feature by name."""
+        return dict(zip(self.names, self.chunks(genes).tolist(), strict=True))
+
+    def genes(self, allocation: Mapping[str, int]) -> Genes:
+        """The genes of an allocation; a count that a feature cannot have becomes the next smaller one."""
+        return np.array(
+            [max(np.searchsorted(f.levels, allocation[f.name], "right") - 1, 0) for f in self.features], np.int64
+        )
+
+    def random(self, generator: np.random.Generator, number: int) -> np.ndarray:
+        """Genes [number, F], every level of a feature as likely as the others."""
+        return generator.integers(self.sizes, size=(number, len(self.features)))
+
+    def repair(self, genes: Genes, max_lookups: float | None, generator: np.random.Generator) -> Genes:
+        """Genes within the budget: while they cost too much, a feature drawn at random goes down by a level.
+
+        Without a chunk anywhere a feature drawn at random gets its first one, if the model needs one.
+
+        Args:
+            genes: left as they are.
+            max_lookups: the budget; None for none.
+            generator: draws the features.
+        """
+        out = genes.copy()
+        while max_lookups is not None and self.lookups(out) > max_lookups:
+            out[generator.choice(np.flatnonzero(out))] -= 1
+        if self.needs_a_chunk and not self.chunks(out).any():
+            first = [f.levels[1] * f.values_per_row if len(f.levels) > 1 else np.inf for f in self.features]
+            affordable = np.flatnonzero(np.array(first) <= (np.inf if max_lookups is None else max_lookups))
+            out[generator.choice(affordable)] = 1
+        return out
+
+    def check_budget(self, max_lookups: float | None) -> None:
+        """Refuses a budget that no allocation meets.
+
+        Raises:
+            ConfigError: says the smallest that one does.
+        """
+        if max_lookups is not None and max_lookups < self.least_lookups:
+            raise ConfigError(
+                "no allocation is within the budget",
+                field="search.max_lookups",
+                found=f"{max_lookups:g}",
+                expected=f"{self.least_lookups:g} or more",
+                mend="raise it, or let search.levels begin with a smaller number",
+            )
+
+
+def uniform(space: SearchSpace, chunks: int) -> Genes:
+    """The genes of the same number of chunks everywhere, as far as every feature can have it."""
+    return space.genes(dict.fromkeys(space.names, chunks))
+
+
+def levels_of(levels: Sequence[int], values: int, width: int, exact: bool) -> tuple[int, ...]:
+    """The chunk counts worth trying for a feature.
+
+    A field with a row a value spans no more dimensions than it has values: once its width has reached that number,
+    further chunks add nothing that the first layer could not do alone.
+
+    >>> levels_of((0, 1, 2, 4, 8), values=21, width=8, exact=True)
+    (0, 1, 2, 4)
+    >>> levels_of((0, 1, 2, 4, 8), values=21, width=8, exact=False)
+    (0, 1, 2, 4, 8)
+    """
+    if not exact:
+        return tuple(levels)
+    enough = next((i for i, level in enumerate(levels) if level * width >= values), len(levels) - 1)
+    return tuple(levels[: enough + 1])
