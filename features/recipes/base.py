@@ -89,3 +89,22 @@ def require_file(folder: Path, names: list[str], how_to_get: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise DataError("file is missing", field=str(folder), expected=" or ".join(names), mend=how_to_get)
+
+
+def integers(frame: pl.DataFrame, name: str, path: Path, mend: str) -> pl.Series:
+    """Returns a column of text as integers.
+
+    Args:
+        frame: The rows as they were read.
+        name: The column.
+        path: The file, for the error.
+        mend: Advice for the error.
+
+    Raises:
+        DataError: A value is none.
+    """
+    numbers = frame.get_column(name).cast(pl.Int64, strict=False)
+    if numbers.null_count():
+        bad = frame.get_column(name).filter(numbers.is_null())[0]
+        raise DataError(f"{name} is no integer", field=str(path), found=repr(bad), mend=mend)
+    return numbers

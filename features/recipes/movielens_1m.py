@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from features.errors import DataError
-from features.recipes.base import find_data, require_file
+from features.recipes.base import find_data, integers, require_file
 from features.sources import scan
 from features.validation import Strict, validate
 
@@ -94,7 +94,7 @@ def _read_ratings(path: Path) -> pl.LazyFrame:
             .select(*(pl.col(name).cast(pl.Int64) for name in order[:3]), "timestamp", pl.col("seq_pos").cast(pl.Int64))
         )
     ratings = _read_dat(path, ["user_id", "movie_id", "rating", "timestamp"]).with_row_index("row")
-    numbers = ratings.select("row", *(_integers(ratings, name, path) for name in order[:4]))
+    numbers = ratings.select("row", *(integers(ratings, name, path, _MEND) for name in order[:4]))
     in_history = numbers.sort("user_id", "timestamp", "row").with_columns(
         seq_pos=pl.int_range(pl.len()).over("user_id"),
         timestamp=(pl.col("timestamp") * 1_000_000).cast(pl.Datetime("us")),
@@ -104,12 +104,12 @@ def _read_ratings(path: Path) -> pl.LazyFrame:
 
 def _read_users(path: Path) -> pl.DataFrame:
     users = _read_dat(path, ["user_id", "gender", "age", "occupation", "zip"])
-    return users.with_columns(_integers(users, name, path) for name in ("user_id", "age", "occupation"))
+    return users.with_columns(integers(users, name, path, _MEND) for name in ("user_id", "age", "occupation"))
 
 
 def _read_movies(path: Path) -> pl.DataFrame:
     movies = _read_dat(path, ["movie_id", "title", "genres"])
-    return movies.with_columns(_integers(movies, "movie_id", path), pl.col("genres").str.split("|"))
+    return movies.with_columns(integers(movies, "movie_id", path, _MEND), pl.col("genres").str.split("|"))
 
 
 def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
@@ -129,11 +129,3 @@ def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
             mend=_MEND,
         )
     return fields.select(pl.col("line").list.get(place).alias(name) for place, name in enumerate(names))
-
-
-def _integers(frame: pl.DataFrame, name: str, path: Path) -> pl.Series:
-    numbers = frame.get_column(name).cast(pl.Int64, strict=False)
-    if numbers.null_count():
-        bad = frame.get_column(name).filter(numbers.is_null())[0]
-        raise DataError(f"{name} is no integer", field=str(path), found=repr(bad), mend=_MEND)
-    return numbers

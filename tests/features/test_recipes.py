@@ -155,6 +155,157 @@ def test_criteo_real():
     assert RECIPES["criteo"].load(folder, part="head").collect().height == 10_000
 
 
+FRAPPE_HEADER = "user\titem\tcnt\tdaytime\tweekday\tisweekend\thomework\tcost\tweather\tcountry\tcity"
+
+FRAPPE_ITEMS = [10, 50, 50, 20, 40, 10, 30, 50, 50, 10, 50, 50, 20, 50, 50, 30, 50, 50, 40, 50, 50, 50, 40, 10]
+FRAPPE_ITEMS_SEED_1 = [10, 40, 50, 20, 10, 10, 30, 50, 20, 10, 50, 50, 20, 50, 50, 30, 50, 50, 40, 50, 50, 50, 10, 10]
+
+
+def frappe_line(user, item, city=0):
+    return f"{user}\t{item}\t9\tmorning\tsunday\tweekend\tunknown\tfree\tsunny\tCôte d'Ivoire\t{city}"
+
+
+def frappe_file(folder, *lines):
+    (folder / "frappe.csv").write_text("\n".join([FRAPPE_HEADER, *lines]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def frappe(tmp_path):
+    """A made-up folder: users 7 and 8 lack items, user 9 lacks item 50 alone."""
+    uses = [(7, 10), (8, 20), (7, 30), *((9, item) for item in (10, 20, 30, 40)), (8, 50)]
+    return frappe_file(tmp_path, *(frappe_line(user, item, 100 + place) for place, (user, item) in enumerate(uses)))
+
+
+def test_frappe_golden(frappe):
+    frame = RECIPES["frappe"].load(frappe).collect()
+    assert frame.row(1, named=True) == {
+        "label": 0,
+        "user": 7,
+        "item": 50,
+        "daytime": "morning",
+        "weekday": "sunday",
+        "isweekend": "weekend",
+        "homework": "unknown",
+        "cost": "free",
+        "weather": "sunny",
+        "country": "Côte d'Ivoire",
+        "city": 100,
+    }
+    assert frame.schema["label"] == pl.Int8
+    assert frame["label"].to_list() == [1, 0, 0] * 8
+    assert frame["city"].to_list() == [100 + place for place in range(8) for _ in range(3)]
+    assert frame["user"].to_list() == [user for user in (7, 8, 7, 9, 9, 9, 9, 8) for _ in range(3)]
+    assert frame["item"].to_list() == FRAPPE_ITEMS
+    assert RECIPES["frappe"].load(frappe, seed=1).collect()["item"].to_list() == FRAPPE_ITEMS_SEED_1
+
+
+def test_frappe_draws_hang_on_the_seed_alone(frappe):
+    recipe = RECIPES["frappe"]
+    frame = recipe.load(frappe).collect()
+    assert recipe.load(frappe).collect().equals(frame)
+    # More negatives leave those there are as they were, and other context changes no draw.
+    more = recipe.load(frappe, negatives=5).collect().with_columns(which=pl.int_range(pl.len()) % 6)
+    assert more.filter(pl.col("which") < 3).drop("which").equals(frame)
+    positives = recipe.load(frappe, negatives=0).collect()
+    assert positives.equals(frame.filter(pl.col("label") == 1))
+    text = (frappe / "frappe.csv").read_text(encoding="utf-8")
+    (frappe / "frappe.csv").write_bytes(text.replace("sunny", "rainy").replace("\n", "\r\n").encode())
+    assert recipe.load(frappe).collect()["item"].equals(frame["item"])
+
+
+def test_frappe_negatives_are_items_the_user_never_used(tmp_path):
+    rng = np.random.default_rng(5)
+    # 60 users with from 1 to all of 60 items, some used twice.
+    uses = [(user, item) for user in range(60) for item in rng.permutation(60)[: user + 1] * 7]
+    uses = [uses[place] for place in rng.permutation(len(uses))] + uses[:300]
+    folder = frappe_file(tmp_path, *(frappe_line(user * 1000, item) for user, item in uses))
+    frame = RECIPES["frappe"].load(folder, negatives=3, seed=11).collect()
+    positives, negatives = frame.filter(pl.col("label") == 1), frame.filter(pl.col("label") == 0)
+    assert positives.select("user", "item").rows() == [(user * 1000, item) for user, item in uses]
+    assert negatives.join(positives, on=["user", "item"], how="semi").height == 0
+    assert set(negatives["item"]) <= set(positives["item"])
+    # User 59 used every item: there is nothing to draw.
+    everything = sum(user == 59 for user, _ in uses)
+    assert negatives.height == 3 * (len(uses) - everything)
+    assert 59_000 not in negatives["user"]
+    # User 58 lacks one item.
+    (lacking,) = set(range(0, 420, 7)) - {item for user, item in uses if user == 58}
+    assert set(negatives.filter(pl.col("user") == 58_000)["item"]) == {lacking}
+    assert RECIPES["frappe"].provenance(folder, negatives=3, seed=11) == {
+        "recipe": "frappe",
+        "params": {"negatives": 3, "seed": 11},
+        "rows": frame.height,
+        "positives": len(uses),
+        "negatives": negatives.height,
+        "dropped": {},
+    }
+
+
+def test_frappe_negatives_are_uniform(tmp_path):
+    lines = [*(frappe_line(1, item) for item in (0, 3, 4, 9)), *(frappe_line(2, item) for item in range(10))]
+    frame = RECIPES["frappe"].load(frappe_file(tmp_path, *lines * 100), negatives=6).collect()
+    counts = frame.filter(pl.col("label") == 0)["item"].value_counts()
+    assert set(counts["item"]) == {1, 2, 5, 6, 7, 8}
+    # 2,400 draws of six items; the 99.9th percentile of chi-square with 5 degrees of freedom is 20.5.
+    assert ((counts["count"] - 400) ** 2 / 400).sum() < 20.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"frappe\.csv: file is empty"),
+        (FRAPPE_HEADER + "\n", r"frappe\.csv: file is empty.*a header alone"),
+        ("<html>\n<body>\n", "user: column is missing"),
+        (FRAPPE_HEADER.replace("weather", "wether") + "\n" + frappe_line(1, 2), "weather: .*did you mean 'wether'"),
+        (FRAPPE_HEADER + "\n" + frappe_line(1, 2) + "\n1\t3\t9\tmor", "line 3 has no weekday.*unpack"),
+        (FRAPPE_HEADER + "\n" + frappe_line(1, 2) + "\t5\n", r"frappe\.csv: file is damaged"),
+        (FRAPPE_HEADER + "\n" + frappe_line("x", 2), "user is no integer.*'x'"),
+        (FRAPPE_HEADER + "\n" + frappe_line(1, "2.5"), "item is no integer"),
+        (FRAPPE_HEADER + "\n" + frappe_line(1, 2, "\udcff"), "file is damaged"),
+    ],
+)
+def test_frappe_damaged_files(tmp_path, text, message):
+    (tmp_path / "frappe.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=message):
+        RECIPES["frappe"].load(tmp_path)
+
+
+def test_frappe_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"file is missing.*frappe\.csv.*frappe\.zip"):
+        RECIPES["frappe"].load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"negatives": -1}, r"params\.negatives: .*greater than or equal to 0"),
+        ({"negatives": 1.5}, r"params\.negatives"),
+        ({"seed": -1}, r"params\.seed: .*greater than or equal to 0"),
+        ({"negative": 2}, "did you mean 'negatives'"),
+    ],
+)
+def test_frappe_parameters_that_make_no_sense(frappe, params, message):
+    with pytest.raises(ConfigError, match=message):
+        RECIPES["frappe"].load(frappe, **params)
+
+
+def test_frappe_real():
+    folder = real_data("frappe")
+    recipe = RECIPES["frappe"]
+    frame = recipe.load(folder).collect()
+    assert frame.height == 288_609
+    assert frame["label"].sum() == 96_203
+    assert frame["label"].to_list()[:6] == [1, 0, 0, 1, 0, 0]
+    assert frame.null_count().sum_horizontal()[0] == 0
+    assert frame["user"].n_unique() == 957
+    assert frame["item"].n_unique() == 4_082
+    positives, negatives = frame.filter(pl.col("label") == 1), frame.filter(pl.col("label") == 0)
+    assert negatives.join(positives, on=["user", "item"], how="semi").height == 0
+    pipeline = FeaturePipeline(validate(FeatureSpec, recipe.spec_hint)).fit(frame)
+    assert pipeline.encode_frame(frame.head(9), labels=True).ids.shape == (9, 10)
+
+
 def test_find_data(tmp_path, monkeypatch):
     monkeypatch.setenv("RECSYS_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"not on this machine.*set RECSYS_DATA"):

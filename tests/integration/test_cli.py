@@ -451,7 +451,7 @@ def test_a_conversion_that_misses_a_gate_is_not_registered(world: Any, recsys: C
 
 def test_data_lists_and_writes(recsys: Callable[..., Any], tmp_path: Path) -> None:
     names = [recipe["name"] for recipe in recsys("data", "--json").json["recipes"]]
-    assert {"synthetic", "criteo", "movielens_1m"} <= set(names)
+    assert {"synthetic", "criteo", "frappe", "movielens_1m"} <= set(names)
     written = recsys("data", "synthetic", "rows=500", "seed=3", "--out", tmp_path / "e.parquet", "--json")
     assert written.code == 0, written.err
     frame = pl.read_parquet(tmp_path / "e.parquet")
