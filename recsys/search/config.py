@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from features.errors import ConfigError
 from features.validation import Strict
@@ -61,13 +61,14 @@ class SearchConfig(Strict):
     seed: int = Field(0, ge=0)
     """Seeds the evolution and the validation sample."""
 
-    @field_validator("levels", "features", mode="after")
-    @classmethod
-    def _ascending(cls, value: object) -> object:
-        lists = value.values() if isinstance(value, dict) else [value]
-        for levels in lists:
-            if len(levels) < 1 or list(levels) != sorted(set(levels)):
+    @model_validator(mode="after")
+    def _ascending(self) -> SearchConfig:
+        for field, levels in (("levels", self.levels), *((f"features.{n}", own) for n, own in self.features.items())):
+            if not levels or list(levels) != sorted(set(levels)):
                 raise ConfigError(
-                    "not ascending", field="search.levels", found=list(levels), expected="such as [0, 1, 2, 4, 8]"
+                    "not ascending numbers of chunks",
+                    field=f"search.{field}",
+                    found=list(levels),
+                    expected="such as [0, 1, 2, 4, 8]",
                 )
-        return value
+        return self

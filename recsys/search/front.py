@@ -57,11 +57,11 @@ def search_front(
     from pymoo.operators.crossover.ux import UniformCrossover
     from pymoo.problems.static import StaticProblem
 
-    class Move(Mutation):  # type: ignore[misc]
+    class Move(Mutation):
         def _do(self, problem: Any, X: np.ndarray, *args: Any, random_state: Any = None, **kwargs: Any) -> np.ndarray:
             return np.stack([mutate(space, genes, mutation, random_state, at_least=1) for genes in X])
 
-    class WithinBudget(Repair):  # type: ignore[misc]
+    class WithinBudget(Repair):
         def _do(self, problem: Any, X: np.ndarray, random_state: Any = None, **kwargs: Any) -> np.ndarray:
             return np.stack([space.repair(genes, max_lookups, random_state) for genes in X])
 

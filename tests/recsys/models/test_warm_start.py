@@ -297,7 +297,9 @@ def test_a_feature_to_reset_must_be_there() -> None:
 @networks
 def test_every_parameter_has_a_name_for_each_place(network: dict[str, Any]) -> None:
     model = build(network=network)
-    for (name, axes), (own, parameter) in zip(model.network.axes().items(), model.dense_parameters().items(), strict=True):
+    for (name, axes), (own, parameter) in zip(
+        model.network.axes().items(), model.dense_parameters().items(), strict=True
+    ):
         assert name == own
         assert tuple(len(axis) for axis in axes) == tuple(parameter.shape)
         assert all(len(set(axis)) == len(axis) for axis in axes)
