@@ -34,7 +34,7 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
 RunName = Annotated[str | None, typer.Option("--run", help="A run's number; the newest trained one by default.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run if it was cut.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run or search if it was cut.")]
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
 ]
@@ -188,6 +188,20 @@ def run(config: Config, overrides: Overrides = None, as_json: Json = False, resu
         from pipelines.run import run
 
         job.result = run(_load(config, overrides), job.console, resume=resume)
+
+
+@app.command()
+def search(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
+    """Search for the number of chunks each feature earns; writes an allocation.
+
+    `recsys search configs/movielens_1m.yaml search.max_lookups=12`
+
+    `recsys train configs/movielens_1m.yaml allocation=work/movielens_1m/searches/0001/allocation.json`
+    """
+    with _job(as_json) as job:
+        from pipelines.search import search
+
+        job.result = search(_load(config, overrides), job.console, resume=resume)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from features.errors import ConfigError, list_names, nearest
 from features.spec import FeatureSpec
 from features.splits import SplitConfig
 from features.validation import Strict, validate
+from pipelines.allocation import read_allocation
 from recsys.embeddings import EmbeddingConfig
+from recsys.embeddings.config import ChunksConfig
 from recsys.models import ModelConfig
+from recsys.search.config import SearchConfig
 from recsys.training import TrainConfig
 
 GATE_METRICS = (
@@ -125,6 +128,8 @@ class ExperimentConfig(Strict):
     """The network."""
     train: TrainConfig = TrainConfig()
     """The training."""
+    search: SearchConfig | None = None
+    """The search for widths; if it is there, `recsys run` searches before it trains."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
     gates: dict[str, Gate] = Field(default_factory=dict)
@@ -173,9 +178,14 @@ class ExperimentConfig(Strict):
 
     def digest(self) -> str:
         """Hash of what decides the result of a training: not where things lie, are tracked, or how work is divided."""
-        parts = self.model_dump(
-            mode="json", exclude={"workspace": True, "tracking": True, "gates": True, "train": {"distributed"}}
-        )
+        aside: dict[str, Any] = {
+            "workspace": True,
+            "search": True,
+            "tracking": True,
+            "gates": True,
+            "train": {"distributed"},
+        }
+        parts = self.model_dump(mode="json", exclude=aside)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -196,12 +206,28 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
 def config_from(data: dict[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Check plain values, with overrides applied.
 
+    `allocation` names the file of an allocation, whose chunks take the place of `embedding.chunks`.
+
     Raises:
         ConfigError: A key or value is wrong.
+        ArtifactError: The allocation cannot be read.
     """
     for override in overrides:
         data = _override(data, override)
-    return validate(ExperimentConfig, data)
+    rest = {key: value for key, value in data.items() if key != "allocation"}
+    config = validate(ExperimentConfig, rest)
+    if data.get("allocation") is None:
+        return config
+    path = data["allocation"]
+    if not isinstance(path, str):
+        raise ConfigError("not a file", field="allocation", found=path, expected="the allocation.json of a search")
+    return with_allocation(config, read_allocation(Path(path), config.spec.layout))
+
+
+def with_allocation(config: ExperimentConfig, chunks: Mapping[str, int]) -> ExperimentConfig:
+    """The experiment with these chunks, by feature name, in place of its own."""
+    embedding = config.embedding.model_copy(update={"chunks": ChunksConfig(default=0, features=dict(chunks))})
+    return config.model_copy(update={"embedding": embedding})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

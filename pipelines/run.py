@@ -1,30 +1,32 @@
-"""The whole way in one command: prepare, train, evaluate, register."""
+"""The whole way in one command: prepare, search (if the config asks for it), train, evaluate, register."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from features.errors import ConfigError
-from pipelines.config import ExperimentConfig
+from pipelines.config import ExperimentConfig, with_allocation
 from pipelines.console import Console
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
 from pipelines.register import register
+from pipelines.search import search
 from pipelines.train import train
+from pipelines.workspace import runs_of, searches_of
 from recsys.processes import launched
 
 
 def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> dict[str, Any]:
-    """Prepare, train, evaluate, register.
+    """Prepare, search if there is a `search` section, train, evaluate, register.
 
     Args:
         config: The experiment.
         console: Told about progress.
-        resume: Go on with the newest run if its training was cut.
+        resume: Go on with the newest search and run if one was cut.
 
     Returns:
-        prepare, train, evaluate, register: what each step returned. A model that fails a gate is not registered:
-        `register` is None and `gates_failed` names the metrics.
+        prepare, search, train, evaluate, register: what each step returned (`search` is None without one). A model
+        that fails a gate is not registered: `register` is None and `gates_failed` names the metrics.
 
     Raises:
         ConfigError: Under torchrun: each process would evaluate and register.
@@ -36,15 +38,26 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
             found="run",
             mend="torchrun ... -m pipelines.train; prepare, evaluate and register without it",
         )
-    console.title("1/4 prepare")
+    steps = ["prepare", *(["search"] if config.search else []), "train", "evaluate", "register"]
+
+    def begin(step: str) -> None:
+        console.title(f"{steps.index(step) + 1}/{len(steps)} {step}")
+
+    begin("prepare")
     prepared = prepare(config, console)
-    console.title("2/4 train")
+    searched = None
+    if config.search:
+        begin("search")
+        searched = search(config, console, resume=resume and bool(searches_of(config)))
+        config = with_allocation(config, searched["chunks"])
+        resume = resume and bool(runs_of(config))
+    begin("train")
     trained = train(config, console, resume=resume)
-    console.title("3/4 evaluate")
+    begin("evaluate")
     evaluated = evaluate(config, console, run_name=trained["run"])
     failed = evaluated["gates_failed"]
     registered = None
-    console.title("4/4 register")
+    begin("register")
     if failed:
         console.note(f"not registered: a gate failed ({', '.join(failed)})")
     elif not config.tracking.enabled:
@@ -53,6 +66,7 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
         registered = register(config, console, run_name=trained["run"])
     return {
         "prepare": prepared,
+        "search": searched,
         "train": trained,
         "evaluate": evaluated,
         "register": registered,

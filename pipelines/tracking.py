@@ -73,7 +73,7 @@ def begin(registry: Registry, config: ExperimentConfig, run: Run, store: Store) 
     }
     experiment = config.tracking.experiment or config.name
     run_id = registry.start_run(experiment, f"{config.name}-{run.name}", tags)
-    registry.log_params(run_id, _params(config))
+    registry.log_params(run_id, params_of(config))
     registry.log_files(run_id, run.folder / "config.yaml")
     for name in ("manifest.json", "spec.json"):
         registry.log_files(run_id, config.store_folder / name, "data")
@@ -89,6 +89,7 @@ def log_warm_start(registry: Registry, run_id: str, run: Run, started: Mapping[s
     registry.log_files(run_id, run.folder / "warm_start.json")
 
 
-def _params(config: ExperimentConfig) -> dict[str, Any]:
+def params_of(config: ExperimentConfig) -> dict[str, Any]:
+    """What MLflow shows as a run's parameters."""
     # The spec is a file of its own; as parameters it would bury the rest.
     return {key: value for key, value in config.to_json().items() if key != "spec"}

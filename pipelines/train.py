@@ -60,7 +60,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     """
     store = open_store(config)
     plan = plan_of(config, store)
-    size = _check(config, store, plan)
+    size = check_trainable(config, store, plan)
     if not launched():  # of a divided table the parts are looked at when they are planned
         require_memory(training_memory(store.layout, plan, config.model, config.train))
     with joined(config.train.distributed.timeout_seconds) as processes:
@@ -147,9 +147,9 @@ def dry_run(config: ExperimentConfig, console: Console) -> dict[str, Any]:
     """
     store = open_store(config)
     plan = plan_of(config, store)
-    size = _check(config, store, plan)
+    size = check_trainable(config, store, plan)
     if config.train.warm_start:
-        check_start(config, store, _model(config, store, replace(plan, rows=min(plan.rows, 1))))
+        check_start(config, store, model_of(config, store, replace(plan, rows=min(plan.rows, 1))))
     console.table("embedding plan", plan.summary())
     console.note(_size_text(size, plan))
     available = bytes_text(available_memory())
@@ -184,7 +184,7 @@ def _begin(
     return run, run_id if registry else None
 
 
-def _model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRModel:
+def model_of(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRModel:
     return CTRModel(
         store.layout,
         plan,
@@ -210,7 +210,7 @@ def _take_over(
     aside = config.folder / f".warm_start.{processes.first(os.getpid)}.tmp"
 
     def take_over() -> dict[str, Any]:
-        whole = _model(config, store, plan)
+        whole = model_of(config, store, plan)
         started = _started_from(config, store, whole, run, console)
         write_tensors(aside, whole.tensors(), {})
         return started
@@ -234,13 +234,13 @@ def _started_from(
 
 def _model_for(processes: Processes, config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRModel:
     if not processes.connected:
-        return _model(config, store, plan)
+        return model_of(config, store, plan)
     return sharded_model(store.layout, plan, config.model, seed=config.seed, train=config.train, processes=processes)
 
 
 def _whole_model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan, run: Run) -> CTRModel:
     """The best weights of several processes in this one, with what the table's optimizer remembers."""
-    model, checkpoints = _model(config, store, plan), Checkpoints(run.checkpoints)
+    model, checkpoints = model_of(config, store, plan), Checkpoints(run.checkpoints)
     load_best(model, run.checkpoints)
     last = checkpoints.newest()
     if last is not None:
@@ -286,7 +286,7 @@ def _check_shared(processes: Processes, run: Run) -> None:
         )
 
 
-def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[str, int]:
+def check_trainable(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[str, int]:
     """Refuses what could not be trained, before a table is made or a run begun.
 
     Returns:
@@ -298,7 +298,7 @@ def _check(config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> dict[
     # The network and the checks of the trainer are the same whatever the number of rows.
     small = replace(plan, rows=min(plan.rows, 1))
     require_memory(training_memory(store.layout, small, config.model, _of_one_process(config.train)))
-    outline = _model(config, store, small)
+    outline = model_of(config, store, small)
     Trainer(outline, config.train, seed=config.seed, folder=config.folder)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
     if config.train.monitor == "auc" and mean in (0, 1):

@@ -5,6 +5,9 @@ WORKSPACE/NAME/data/         the prepared data
 WORKSPACE/NAME/runs/0001/    one training: config.yaml, run.json, warm_start.json (if it started from a
                              trained model), checkpoints/, bundle/, train.json, evaluation.json and report.html
                              (of the validation split: evaluation-valid.json, ...), bundle-FORMAT/ (converted)
+WORKSPACE/NAME/searches/0001/  one search for widths: config.yaml, search.json, checkpoints/, initial/ and supernet/
+                             (bundles), evaluations.jsonl, candidates.json, front.json, pictures, allocation.json,
+                             result.json
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from features.errors import ArtifactError
 from features.files import cannot_write, read_json, write_json
 from pipelines.config import ExperimentConfig
 
+RUNS, SEARCHES = "runs", "searches"
+
 
 @dataclass(frozen=True)
-class Run:
-    """The folder of one training."""
+class Job:
+    """The folder of one training or search."""
 
     folder: Path
 
@@ -34,6 +39,28 @@ class Run:
         return self.folder.name
 
     @property
+    def checkpoints(self) -> Path:
+        """What the trainer resumes from."""
+        return self.folder / "checkpoints"
+
+    def read(self, name: str) -> dict[str, Any]:
+        """One of its JSON files.
+
+        Raises:
+            ArtifactError: It is missing or damaged.
+        """
+        return dict(read_json(self.folder / name, mend="run the earlier steps again"))
+
+    def write(self, name: str, data: Mapping[str, Any]) -> None:
+        """Writes one of its JSON files, whole or not at all."""
+        write_json(self.folder / name, data)
+
+
+@dataclass(frozen=True)
+class Run(Job):
+    """The folder of one training."""
+
+    @property
     def bundle(self) -> Path:
         """The trained model."""
         return self.folder / "bundle"
@@ -41,11 +68,6 @@ class Run:
     def converted(self, format: str) -> Path:
         """The trained model in another row format: its bundle, where `recsys convert` puts it."""
         return self.folder / f"bundle-{format}"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What the trainer resumes from."""
-        return self.folder / "checkpoints"
 
     @property
     def trained(self) -> bool:
@@ -60,49 +82,73 @@ class Run:
         """
         return self.folder / f"{stem}{'' if split == 'test' else f'-{split}'}{ending}"
 
-    def read(self, name: str) -> dict[str, Any]:
-        """One of the run's JSON files.
 
-        Raises:
-            ArtifactError: It is missing or damaged.
-        """
-        return dict(read_json(self.folder / name, mend="run the earlier steps again"))
+@dataclass(frozen=True)
+class Search(Job):
+    """The folder of one search for widths."""
 
-    def write(self, name: str, data: Mapping[str, Any]) -> None:
-        """Writes one of the run's JSON files, whole or not at all."""
-        write_json(self.folder / name, data)
+    @property
+    def allocation(self) -> Path:
+        """What it came to."""
+        return self.folder / "allocation.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end: its summary is the last thing it writes."""
+        return (self.folder / "result.json").is_file()
 
 
 def new_run(config: ExperimentConfig) -> Run:
     """A run with the next free number; its folder holds the resolved config.
 
-    Trainings that begin at the same time get a folder each: who makes it has it.
-
     Raises:
         ArtifactError: The folder cannot be made.
     """
-    while True:
-        number = max((int(run.name) for run in runs_of(config)), default=0) + 1
-        run = Run(config.folder / "runs" / f"{number:04d}")
-        try:
-            run.folder.mkdir(parents=True)
-        except FileExistsError:
-            if not run.folder.is_dir():  # a file in the way would be met for ever
-                raise ArtifactError("is no folder", field=str(run.folder), mend="move the file away") from None
-            continue
-        except OSError as error:
-            raise cannot_write(run.folder, error) from error
-        write_bytes(run.folder / "config.yaml", config.to_yaml().encode())
-        return run
+    return Run(_new_folder(config, RUNS))
 
 
 def runs_of(config: ExperimentConfig) -> list[Run]:
     """All runs of an experiment, oldest first."""
-    folder = config.folder / "runs"
+    return [Run(folder) for folder in _folders(config, RUNS)]
+
+
+def new_search(config: ExperimentConfig) -> Search:
+    """A search with the next free number; its folder holds the resolved config.
+
+    Raises:
+        ArtifactError: The folder cannot be made.
+    """
+    return Search(_new_folder(config, SEARCHES))
+
+
+def searches_of(config: ExperimentConfig) -> list[Search]:
+    """All searches of an experiment, oldest first."""
+    return [Search(folder) for folder in _folders(config, SEARCHES)]
+
+
+def _new_folder(config: ExperimentConfig, kind: str) -> Path:
+    """Jobs that begin at the same time get a folder each: who makes it has it."""
+    while True:
+        number = max((int(folder.name) for folder in _folders(config, kind)), default=0) + 1
+        path = config.folder / kind / f"{number:04d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not path.is_dir():  # a file in the way would be met for ever
+                raise ArtifactError("is no folder", field=str(path), mend="move the file away") from None
+            continue
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        write_bytes(path / "config.yaml", config.to_yaml().encode())
+        return path
+
+
+def _folders(config: ExperimentConfig, kind: str) -> list[Path]:
+    folder = config.folder / kind
     names = (
         sorted(path.name for path in folder.iterdir() if re.fullmatch(r"\d{4,}", path.name)) if folder.is_dir() else []
     )
-    return [Run(folder / name) for name in names]
+    return [folder / name for name in names]
 
 
 def run_at(folder: str) -> Run | None:

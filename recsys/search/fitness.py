@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from recsys.models.axes import Axis
 from recsys.models.network import Network
 from recsys.search.space import SearchSpace
 from recsys.training import Predictions
+
+if TYPE_CHECKING:
+    from features.loader import Loader
 
 METRICS: dict[str, Callable[..., float]] = {"auc": auc, "logloss": lambda *rows: -logloss(*rows)}
 """Fitness by name; higher is better."""
@@ -69,14 +73,27 @@ class Sample:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: CTRModel, batches: Iterable[Batch]) -> Sample:
-        """Looks up all rows of some batches.
+    def of(cls, model: CTRModel, loader: Loader, rows: int, seed: int) -> Sample:
+        """Looks up some rows of a split.
+
+        Args:
+            model: at the largest widths.
+            loader: of the split, without shuffling.
+            rows: how many, drawn at random; all of them if there are not so many.
+            seed: of the draw.
 
         Raises:
             UndefinedMetricError: they lack one of the classes, so no allocation can be judged on them.
         """
+        drawn = np.random.Generator(np.random.PCG64(seed)).permutation(loader.rows)[:rows]
+        chosen, start = np.sort(drawn), 0
         inputs, labels, weights = [], [], []
-        for batch in batches:
+        for whole in loader:
+            first, last = np.searchsorted(chosen, [start, start + len(whole)])
+            batch = whole.rows(torch.from_numpy(chosen[first:last] - start))
+            start += len(whole)
+            if not len(batch):
+                continue
             inputs.append(model.inputs_of(batch))
             assert batch.labels is not None
             labels.append(batch.labels.numpy())
@@ -149,6 +166,16 @@ def predict_allocations(model: CTRModel, batches: Iterable[Batch], chunks: np.nd
             weights.append(batch.weight.numpy().copy())
     truth, weight = np.concatenate(labels), np.concatenate(weights) if weights else None
     return [Predictions(np.concatenate(own), truth, weight, None, None) for own in probabilities]
+
+
+def judge(model: CTRModel, loader: Loader, space: SearchSpace, genes: np.ndarray, metric: str) -> np.ndarray:
+    """The fitness [N] of genes [N, F] on all rows of a split."""
+    predictions = predict_allocations(model, loader, space.chunks(genes))
+    values = []
+    for p in predictions:
+        assert p.labels is not None
+        values.append(METRICS[metric](p.labels[:, 0], p.probabilities[:, 0], p.weight))
+    return np.array(values)
 
 
 def _numbered(axis: Axis) -> dict[Hashable, int]:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.errors import ConfigError
+from features.errors import ConfigError, list_names, nearest
+from features.layout import Layout
+from recsys.embeddings import EmbeddingConfig, plan_embedding
+from recsys.embeddings.config import ChunksConfig
+from recsys.embeddings.plan import IdCounts
+from recsys.search.config import SearchConfig
 
 Genes = np.ndarray
 """[F] int64: for every feature the place of its chunk count in its list; several are [N, F]."""
@@ -22,6 +27,8 @@ class SearchFeature:
     """Chunk counts to choose among, ascending."""
     values_per_row: float = 1.0
     """Mean number of values in a row; other than 1 for bags, each of whose values is looked up."""
+    bytes_per_chunk: int = 0
+    """Bytes of the table that a chunk takes beside the shared rows: exact and hot ones."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ class SearchSpace:
         out: np.ndarray = self.chunks(genes) @ np.array([f.values_per_row for f in self.features])
         return out
 
+    def table_bytes(self, genes: np.ndarray) -> np.ndarray:
+        """Bytes of exact and hot rows, [...] of genes [..., F]; shared rows cost the same whatever the allocation."""
+        out: np.ndarray = self.chunks(genes) @ np.array([f.bytes_per_chunk for f in self.features])
+        return out
+
     def allocation(self, genes: Genes) -> dict[str, int]:
         """The chunks of every feature by name."""
         return dict(zip(self.names, self.chunks(genes).tolist(), strict=True))
@@ -120,6 +132,53 @@ class SearchSpace:
                 expected=f"{self.least_lookups:g} or more",
                 mend="raise it, or let search.levels begin with a smaller number",
             )
+
+
+def space_of(
+    layout: Layout,
+    embedding: EmbeddingConfig,
+    id_counts: IdCounts,
+    config: SearchConfig,
+    values_per_row: Mapping[str, float],
+) -> SearchSpace:
+    """The space of a search over a table.
+
+    Args:
+        layout: the features.
+        embedding: the table; its chunks are not minded.
+        id_counts: distinct training fingerprints of every feature.
+        config: names the levels.
+        values_per_row: mean number of values in a row of each bag.
+
+    Raises:
+        ConfigError: the levels of a feature that is none, or a single allocation to choose from.
+    """
+    known = (*layout.id_names, *layout.bag_names)
+    for name in config.features:
+        if name not in known:
+            close = nearest(name, known)
+            raise ConfigError(
+                "there is no such feature with ids",
+                field=f"search.features.{name}",
+                expected=f"one of {list_names(known)}",
+                mend=f"did you mean {close!r}?" if close else "remove it",
+            )
+    one = embedding.model_copy(update={"chunks": ChunksConfig()})
+    plan = plan_embedding(layout, one, id_counts)
+    features = []
+    for f in plan.features:
+        exact = f.region == "exact"
+        levels = config.features.get(f.name) or levels_of(config.levels, f.values, plan.width, exact)
+        own = (f.values if exact else 0) + f.hot_slots
+        features.append(SearchFeature(f.name, tuple(levels), values_per_row.get(f.name, 1.0), own * plan.row_bytes))
+    if all(len(f.levels) == 1 for f in features):
+        raise ConfigError(
+            "there is one allocation to choose from",
+            field="search.levels",
+            found=list(config.levels),
+            expected="two or more numbers of chunks",
+        )
+    return SearchSpace(tuple(features), needs_a_chunk=not layout.dense_names and not layout.vector_names)
 
 
 def uniform(space: SearchSpace, chunks: int) -> Genes:

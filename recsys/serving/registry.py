@@ -191,6 +191,11 @@ class Registry:
             else:
                 self._client.log_artifact(run_id, str(path), folder)
 
+    def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Keep rows with the same keys as a table that MLflow shows."""
+        with self._told("log a table"):
+            self._client.log_table(run_id, {key: [row[key] for row in rows] for key in rows[0]}, name)
+
     def log_model(self, run_id: str, bundle: Path, spec: FeatureSpec) -> str:
         """Keep a bundle with a run as a pyfunc model made from code.
 

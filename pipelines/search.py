@@ -1,0 +1,484 @@
+"""How many chunks does each feature earn? A search writes candidates, a front and an allocation, tracked in MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from features.errors import ArtifactError, ConfigError, UndefinedMetricError
+from features.loader import Loader
+from features.store import Store
+from pipelines.allocation import write_allocation
+from pipelines.config import ExperimentConfig, with_allocation
+from pipelines.console import Console, Task
+from pipelines.prepare import open_store
+from pipelines.progress import Listeners, ProgressListener
+from pipelines.tracking import MlflowListener, params_of
+from pipelines.train import check_trainable, model_of, plan_of
+from pipelines.workspace import Search, new_search, searches_of
+from recsys.models import CTRModel
+from recsys.processes import launched
+from recsys.search.config import SearchConfig
+from recsys.search.evolution import evolve
+from recsys.search.fitness import Fitness, Sample, judge
+from recsys.search.front import non_dominated, search_front
+from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
+from recsys.search.plots import front_picture
+from recsys.search.space import Genes, SearchSpace, space_of, uniform
+from recsys.search.supernet import SupernetTrainer
+from recsys.serving.bundle import save_bundle
+from recsys.serving.registry import Registry
+from recsys.training import Trainer, TrainingListener, load_best
+
+NORM_ROWS = 16_384
+"""Validation rows through which the norms of chunks are measured."""
+
+
+def search(config: ExperimentConfig, console: Console, *, resume: bool = False) -> dict[str, Any]:
+    """Search for the number of chunks of every feature.
+
+    Args:
+        config: The experiment; `search` says how, and has its defaults when left out.
+        console: Told about progress.
+        resume: Go on with the newest search if it was cut; it must have the same config and data. One that came to
+            its end is left as it is, and its summary returned.
+
+    Returns:
+        search, folder, allocation (the file), chunks (by feature), lookups, input_width, method, metric, fitness (on
+        all validation rows; None but for a supernet), candidates, seconds (of each part), front (a line an allocation),
+        mlflow_run_id.
+
+    Raises:
+        ConfigError: No allocation is within the budget, or settings do not go together; no search is begun.
+        UndefinedMetricError: The validation split has one class only; likewise.
+        ArtifactError: There is no prepared data or it does not fit; or there is nothing to resume.
+    """
+    if launched():
+        raise ConfigError(
+            "several processes only train",
+            field="torchrun",
+            found="search",
+            mend="search in one process; torchrun ... -m pipelines.train CONFIG allocation=...",
+        )
+    settings = config.search or SearchConfig()
+    config = config.model_copy(update={"search": settings})
+    store = open_store(config)
+    space = space_of(store.layout, config.embedding, store.id_counts("train"), settings, _bag_lengths(store))
+    _check(config, settings, store, space)
+    folder = _search_to_resume(config, store) if resume else None
+    if folder is not None and folder.finished:
+        console.note(f"search {folder.name}: was finished already, nothing is searched")
+        return folder.read("result.json")
+    job = _Job.begin(config, settings, store, space, folder, console)
+    with job.tracked():
+        result = {"supernet": _by_supernet, "statistics": _by_norms, "magnitude": _by_norms}[settings.method](job)
+        job.finish(result)
+    return result
+
+
+@dataclass
+class _Job:
+    """What the parts of a search share."""
+
+    config: ExperimentConfig
+    settings: SearchConfig
+    store: Store
+    space: SearchSpace
+    folder: Search
+    console: Console
+    registry: Registry | None
+    run_id: str | None
+
+    @classmethod
+    def begin(
+        cls,
+        config: ExperimentConfig,
+        settings: SearchConfig,
+        store: Store,
+        space: SearchSpace,
+        folder: Search | None,
+        console: Console,
+    ) -> _Job:
+        registry = Registry(config.tracking_uri) if config.tracking.enabled else None
+        run_id = None
+        if folder is None:
+            folder = new_search(config)
+        elif (folder.folder / "search.json").is_file():
+            run_id = folder.read("search.json")["mlflow_run_id"]
+        if registry and (run_id is None or not registry.has_run(run_id)):
+            tags = {"recsys.search": str(folder.folder.resolve()), "recsys.manifest_digest": store.digest}
+            experiment = config.tracking.experiment or config.name
+            run_id = registry.start_run(experiment, f"{config.name}-search-{folder.name}", tags)
+            registry.log_params(run_id, params_of(config))
+            registry.log_files(run_id, folder.folder / "config.yaml")
+        folder.write("search.json", {"mlflow_run_id": run_id, **_digests(config, store)})
+        console.note(
+            f"search {folder.name}: {len(space.features)} features, {np.prod(space.sizes.astype(float)):.3g} "
+            f"allocations, at most {space.lookups(space.largest):g} lookups"
+        )
+        return cls(config, settings, store, space, folder, console, registry, run_id)
+
+    def tracked(self) -> Any:
+        return self.registry.running(self.run_id) if self.registry and self.run_id else ExitStack()
+
+    def loader(self, split: str, config: ExperimentConfig) -> Loader:
+        if split == "train":
+            return Loader(self.store, split, config.train.batch_size, shuffle_seed=config.seed)
+        return Loader(self.store, split, config.train.eval_batch_size)
+
+    def train(self, config: ExperimentConfig, make: Callable[[CTRModel, TrainingListener], Trainer]) -> CTRModel:
+        """Trains a model, or takes up a training that was cut; a child run of the search in MLflow."""
+        plan = plan_of(config, self.store)
+        model = model_of(config, self.store, plan)
+        initial = self.folder.folder / "initial"
+        if not initial.is_dir():
+            save_bundle(initial, model=model, pipeline=self.store.pipeline)
+        if self.trained is not None:
+            load_best(model, self.folder.checkpoints)
+            return model
+        started = time.perf_counter()
+        watch = ProgressListener(self.console)
+        listeners: list[TrainingListener] = [watch]
+        with ExitStack() as stack:
+            stack.callback(watch.close)
+            if self.registry and self.run_id:
+                child = self.registry.start_run(
+                    self.config.tracking.experiment or self.config.name,
+                    f"{self.config.name}-search-{self.folder.name}-{self.settings.method}",
+                    {"mlflow.parentRunId": self.run_id},
+                )
+                stack.enter_context(self.registry.running(child))
+                mlflow = MlflowListener(self.registry, child)
+                stack.callback(mlflow.flush)
+                listeners.append(mlflow)
+            result = make(model, Listeners(listeners)).fit(
+                self.loader("train", config), self.loader("valid", config), resume=True
+            )
+        save_bundle(
+            self.folder.folder / "supernet", model=model, pipeline=self.store.pipeline, metrics=result.best_metrics
+        )
+        seconds = time.perf_counter() - started
+        self.folder.write("trained.json", {"valid": result.best_metrics, "seconds": seconds})
+        return model
+
+    @property
+    def trained(self) -> dict[str, Any] | None:
+        """What the training came to, once it has come to its end."""
+        return self.folder.read("trained.json") if (self.folder.folder / "trained.json").is_file() else None
+
+    def describe(self, genes: Genes) -> dict[str, Any]:
+        """What an allocation costs."""
+        chunks = self.space.chunks(genes)
+        return {
+            "lookups": float(self.space.lookups(genes)),
+            "input_width": int(chunks.sum()) * self.config.embedding.width,
+            "table_bytes": int(self.space.table_bytes(genes)),
+        }
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes what a search came to; the summary last."""
+        about = {key: result[key] for key in ("search", "method", "metric", "fitness", "lookups", "input_width")}
+        write_allocation(self.folder.allocation, result["chunks"], about)
+        self.folder.write("result.json", result)
+        if self.registry and self.run_id:
+            self.registry.log_files(self.run_id, self.folder.allocation)
+            seconds = [(f"search/seconds_{name}", value, 0) for name, value in result["seconds"].items()]
+            fitness = [] if result["fitness"] is None else [("search/fitness", result["fitness"], 0)]
+            self.registry.log_metrics(self.run_id, [("search/lookups", result["lookups"], 0), *fitness, *seconds])
+        self.console.table("allocation", [{"feature": name, "chunks": c} for name, c in result["chunks"].items()])
+        judged = "" if result["fitness"] is None else f", {result['metric']} {result['fitness']:.5f} on the supernet"
+        self.console.note(f"search {self.folder.name}: {result['lookups']:g} lookups an example{judged}")
+        self.console.note(f"train it: recsys train CONFIG allocation={self.folder.allocation}")
+
+    def result(self, chunks: dict[str, int], costs: dict[str, Any], seconds: dict[str, float], **more: Any) -> Any:
+        """The summary of a search."""
+        return {
+            "search": self.folder.name,
+            "folder": str(self.folder.folder),
+            "allocation": str(self.folder.allocation),
+            "chunks": chunks,
+            **costs,
+            "method": self.settings.method,
+            "metric": self.settings.metric,
+            "fitness": None,
+            "candidates": 0,
+            "front": [],
+            **more,
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "mlflow_run_id": self.run_id,
+        }
+
+
+def _by_norms(job: _Job) -> dict[str, Any]:
+    """Counts and norms after one short training; or the norms of chunks after one at the largest widths."""
+    statistics = job.settings.method == "statistics"
+    genes = uniform(job.space, 1) if statistics else job.space.largest
+    config = _at(job.config, job.space, genes, 1 if statistics else None)
+    model = job.train(
+        config,
+        lambda model, listener: Trainer(
+            model, config.train, seed=config.seed, folder=job.folder.checkpoints, listener=listener
+        ),
+    )
+    norms = chunk_norms(model, _first(Loader(job.store, "valid", NORM_ROWS)))
+    budget = job.settings.max_lookups
+    assert budget is not None
+    if statistics:
+        chosen = job.space.allocation(by_statistics(job.space, norms, job.store.id_counts("train"), budget))
+    else:
+        chosen = by_magnitude(job.space, norms, budget)
+    counts = np.array([chosen[name] for name in job.space.names])
+    lookups = float(counts @ np.array([f.values_per_row for f in job.space.features]))
+    costs = {
+        "lookups": lookups,
+        "input_width": int(counts.sum()) * config.embedding.width,
+        "table_bytes": int(counts @ np.array([f.bytes_per_chunk for f in job.space.features])),
+    }
+    assert job.trained is not None
+    return job.result(chosen, costs, {"train": job.trained["seconds"]})
+
+
+def _by_supernet(job: _Job) -> dict[str, Any]:
+    """A supernet, candidates judged on it, and the finalists on all validation rows."""
+    settings, space = job.settings, job.space
+    config = _at(job.config, space, space.largest, settings.supernet.epochs)
+    model = job.train(
+        config,
+        lambda model, listener: SupernetTrainer(
+            model,
+            config.train,
+            space=space,
+            supernet=settings.supernet,
+            seed=config.seed,
+            folder=job.folder.checkpoints,
+            listener=listener,
+        ),
+    )
+    started = time.perf_counter()
+    sample = Sample.of(model, job.loader("valid", config), settings.sample_rows, settings.seed)
+    log = _Evaluations(job, Fitness(model, space, sample, settings.metric))
+    first = [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})]
+    with job.console.progress("searching", settings.generations) as log.task:
+        common: dict[str, Any] = {
+            "generations": settings.generations,
+            "population": settings.population,
+            "mutation": settings.mutation,
+            "max_lookups": settings.max_lookups,
+            "first": first,
+            "seed": settings.seed,
+        }
+        if settings.max_lookups is not None:
+            evolved = evolve(space, log.fitness, parents=settings.parents, **common)
+            genes, fitness = evolved.genes, evolved.fitness
+            finalists = genes[evolved.order[: settings.finalists]]
+        else:
+            count = 1 + len(settings.objectives)
+            genes, objectives = search_front(space, log.objectives, objectives=count, **common)
+            fitness = -objectives[:, 0]
+            finalists = genes[_spread(non_dominated(objectives), settings.finalists)]
+    searched = time.perf_counter() - started
+    started = time.perf_counter()
+    whole = judge(model, job.loader("valid", config), space, finalists, settings.metric)
+    judged = time.perf_counter() - started
+    place, front = _choose(job, finalists, whole)
+    _write_candidates(job, genes, fitness, finalists, whole, front)
+    assert job.trained is not None
+    return job.result(
+        space.allocation(finalists[place]),
+        job.describe(finalists[place]),
+        {"train": job.trained["seconds"], "evolution": searched, "finalists": judged},
+        fitness=float(whole[place]),
+        candidates=len(genes),
+        front=front,
+    )
+
+
+class _Evaluations:
+    """Every candidate as it was judged, kept in a file line by line; what is there already is not judged again."""
+
+    def __init__(self, job: _Job, judge: Fitness) -> None:
+        self._job, self._judge = job, judge
+        self._path = job.folder.folder / "evaluations.jsonl"
+        self._known: dict[bytes, float] = {}
+        self._generation = 0
+        self._best = -np.inf
+        self.task: Task | None = None
+        whole = 0
+        if self._path.is_file():
+            for line in self._path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break  # the line at which the search was cut
+                for genes, value in json.loads(line)["candidates"]:
+                    self._known[np.array(genes, np.int64).tobytes()] = value
+                whole += len(line)
+            os.truncate(self._path, whole)
+
+    def fitness(self, genes: np.ndarray) -> np.ndarray:
+        """[N] of genes [N, F], higher is better."""
+        fresh = [own for own in genes if own.tobytes() not in self._known]
+        if fresh:
+            values = self._judge(np.stack(fresh))
+            self._known |= {own.tobytes(): float(value) for own, value in zip(fresh, values, strict=True)}
+            line = {"candidates": [[own.tolist(), self._known[own.tobytes()]] for own in fresh]}
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        out = np.array([self._known[own.tobytes()] for own in genes])
+        self._told(out)
+        return out
+
+    def objectives(self, genes: np.ndarray) -> np.ndarray:
+        """[N, K] of genes [N, F], lower is better: minus the fitness, then the costs."""
+        costs = [[self._job.describe(own)[name] for name in self._job.settings.objectives] for own in genes]
+        return np.column_stack([-self.fitness(genes), np.array(costs, np.float64)])
+
+    def _told(self, fitness: np.ndarray) -> None:
+        self._generation += 1
+        self._best = max(self._best, float(fitness.max()))
+        job = self._job
+        if self.task is not None:
+            self.task.update(self._generation, f"best {job.settings.metric} {abs(self._best):.5f}")
+        if job.registry and job.run_id:
+            rows = [
+                ("search/best", self._best, self._generation),
+                ("search/mean", float(fitness.mean()), self._generation),
+            ]
+            job.registry.log_metrics(job.run_id, rows)
+
+
+def _choose(job: _Job, finalists: np.ndarray, fitness: np.ndarray) -> tuple[int, list[dict[str, Any]]]:
+    """The finalist that the search comes to, and the front among the finalists, cheapest first."""
+    settings = job.settings
+    costs = [job.describe(genes) for genes in finalists]
+    values = np.column_stack([[cost[name] for cost in costs] for name in settings.objectives] + [-fitness])
+    order = non_dominated(values)
+    front = [
+        {**costs[i], settings.metric: abs(float(fitness[i])), "chunks": job.space.allocation(finalists[i])}
+        for i in order
+    ]
+    if settings.max_lookups is not None:
+        return int(np.argmax(fitness)), front
+    enough = [i for i in order if fitness[i] >= fitness.max() - settings.tolerance]
+    return int(enough[0]), front
+
+
+def _write_candidates(
+    job: _Job,
+    genes: np.ndarray,
+    fitness: np.ndarray,
+    finalists: np.ndarray,
+    whole: np.ndarray,
+    front: Sequence[dict[str, Any]],
+) -> None:
+    judged = {own.tobytes(): float(value) for own, value in zip(finalists, whole, strict=True)}
+    rows = [
+        {
+            "candidate": number,
+            **job.describe(own),
+            "sample_fitness": float(value),
+            "fitness": judged.get(own.tobytes()),
+            **job.space.allocation(own),
+        }
+        for number, (own, value) in enumerate(zip(genes, fitness, strict=True))
+    ]
+    job.folder.write("candidates.json", {"candidates": rows})
+    job.folder.write("front.json", {"front": list(front)})
+    picture = front_picture(
+        [(row["lookups"], abs(row["sample_fitness"])) for row in rows],
+        [(row["lookups"], row[job.settings.metric]) for row in front],
+        job.settings.metric,
+    )
+    files = picture.write(job.folder.folder)
+    job.console.table("front", [{k: v for k, v in row.items() if k != "chunks"} for row in front])
+    if job.registry and job.run_id:
+        job.registry.log_table(job.run_id, rows, "candidates.json")
+        job.registry.log_files(job.run_id, job.folder.folder / "front.json")
+        for file in files:
+            job.registry.log_files(job.run_id, file)
+
+
+def _spread(places: np.ndarray, number: int) -> np.ndarray:
+    """So many of the places, evenly along the front."""
+    if len(places) <= number:
+        return places
+    chosen: np.ndarray = places[np.unique(np.linspace(0, len(places) - 1, number).round().astype(int))]
+    return chosen
+
+
+def _at(config: ExperimentConfig, space: SearchSpace, genes: Genes, epochs: int | None) -> ExperimentConfig:
+    """The experiment as an ordinary training with these chunks, from scratch."""
+    start: dict[str, Any] = {"warm_start": None, "reset": ()} | ({"epochs": epochs} if epochs else {})
+    config = with_allocation(config, space.allocation(genes))
+    return config.model_copy(update={"train": config.train.model_copy(update=start)})
+
+
+def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space: SearchSpace) -> None:
+    """Refuses what could not be searched, before anything is begun."""
+    space.check_budget(settings.max_lookups)
+    if settings.method != "supernet" and settings.max_lookups is None:
+        raise ConfigError(
+            "this method needs a budget",
+            field="search.max_lookups",
+            found="nothing",
+            expected="rows read for an example",
+            mend=f"give it, such as search.max_lookups={len(space.features)}; a front takes search.method=supernet",
+        )
+    largest = _at(config, space, space.largest, None)
+    label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
+    if mean in (0, 1):
+        raise UndefinedMetricError(
+            "no allocation can be judged on rows of one class",
+            field="data.split",
+            found=f"every {label} of the validation split is {mean:.0f}",
+            mend="split the data so that validation holds both classes",
+        )
+    check_trainable(largest, store, plan_of(largest, store))
+
+
+def _bag_lengths(store: Store) -> dict[str, float]:
+    """Mean number of values in a row of each bag."""
+    counts, rows = store.id_counts("train"), store.rows("train")
+    return {name: float(counts[name][1].sum()) / rows for name in store.layout.bag_names}
+
+
+def _digests(config: ExperimentConfig, store: Store) -> dict[str, str]:
+    assert config.search is not None
+    return {
+        "config_digest": config.digest(),
+        "search_digest": config.search.model_dump_json(),
+        "store_digest": store.digest,
+    }
+
+
+def _search_to_resume(config: ExperimentConfig, store: Store) -> Search:
+    """The newest search, if it may be gone on with."""
+    searches = searches_of(config)
+    if not searches:
+        raise ArtifactError(
+            "there is no search to resume", field=str(config.folder / "searches"), mend="search without --resume"
+        )
+    folder = searches[-1]
+    if not (folder.folder / "search.json").is_file():
+        return folder  # cut before it had begun
+    state = folder.read("search.json")
+    names = {"config_digest": "config", "search_digest": "search section", "store_digest": "prepared data"}
+    for key, digest in _digests(config, store).items():
+        if state[key] != digest:
+            raise ArtifactError(
+                f"the {names[key]} is not the one the search was started with",
+                field=str(folder.folder),
+                mend=f"use {folder.folder / 'config.yaml'}, or search without --resume",
+            )
+    return folder
+
+
+def _first(loader: Loader) -> list[Any]:
+    return [next(iter(loader))]
