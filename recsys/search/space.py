@@ -129,7 +129,7 @@ class SearchSpace:
                 "no allocation is within the budget",
                 field="search.max_lookups",
                 found=f"{max_lookups:g}",
-                expected=f"{self.least_lookups:g} or more",
+                expected=f"{np.ceil(self.least_lookups * 100) / 100:g} or more",
                 mend="raise it, or let search.levels begin with a smaller number",
             )
 

@@ -1,0 +1,229 @@
+"""`recsys search` end to end: what it writes, what it refuses, and that a search that was cut goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recsys.serving.bundle import load_bundle
+from recsys.serving.registry import import_mlflow
+
+QUICK = ("search.generations=4", "search.population=6", "search.sample_rows=200", "search.levels=[0,1,2]")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+FEATURES = {"user", "item", "city", "hour", "user_city", "tags"}
+
+
+@pytest.fixture
+def prepared(world: Any, recsys: Callable[..., Any]) -> Any:
+    assert recsys("prepare", world.config).code == 0
+    return world
+
+
+def searched(world: Any, recsys: Callable[..., Any], *arguments: str) -> dict[str, Any]:
+    outcome = recsys("search", world.config, *QUICK, *arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    return outcome.json
+
+
+def test_a_budget_gives_an_allocation_that_training_takes(prepared: Any, recsys: Callable[..., Any]) -> None:
+    result = searched(prepared, recsys, "search.max_lookups=5")
+    assert result["lookups"] <= 5
+    assert result["candidates"] > 6
+    assert 0.4 < result["fitness"] < 1
+    file = Path(result["allocation"])
+    chunks = json.loads(file.read_text())["chunks"]
+    assert chunks == result["chunks"]
+    assert set(chunks) == FEATURES
+    trained = recsys("train", prepared.config, f"allocation={file}", "--json")
+    assert trained.code == 0, trained.err
+    bundle = load_bundle(Path(trained.json["bundle"]))
+    assert {f.name: f.chunks for f in bundle.model.plan.features} == chunks
+    assert not prepared.leftovers()
+
+
+def test_without_a_budget_there_is_a_front_and_the_cheapest_good_one_is_chosen(
+    prepared: Any, recsys: Callable[..., Any]
+) -> None:
+    result = searched(prepared, recsys, "search.tolerance=0.01")
+    front = result["front"]
+    lookups, quality = [row["lookups"] for row in front], [row["auc"] for row in front]
+    assert lookups == sorted(lookups)
+    assert quality == sorted(quality)
+    assert result["lookups"] == next(row["lookups"] for row in front if row["auc"] >= quality[-1] - 0.01)
+    folder = Path(result["folder"])
+    assert (folder / "front.svg").is_file()
+    candidates = json.loads((folder / "candidates.json").read_text())["candidates"]
+    assert len(candidates) == result["candidates"]
+    assert set(candidates[0]) > FEATURES
+
+
+def test_the_same_search_twice_gives_the_same_allocation(prepared: Any, recsys: Callable[..., Any]) -> None:
+    one, two = (searched(prepared, recsys, "search.max_lookups=6") for _ in range(2))
+    assert one["search"] != two["search"]
+    assert (one["chunks"], one["fitness"]) == (two["chunks"], two["fitness"])
+    lines = [(Path(result["folder"]) / "evaluations.jsonl").read_text() for result in (one, two)]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("method", ["statistics", "magnitude"])
+def test_allocations_without_a_supernet_keep_the_budget(prepared: Any, recsys: Callable[..., Any], method: str) -> None:
+    result = searched(prepared, recsys, f"search.method={method}", "search.max_lookups=4")
+    assert 3 <= result["lookups"] <= 4
+    assert result["fitness"] is None
+    assert set(result["chunks"]) == FEATURES
+
+
+def test_retraining_starts_from_the_supernet_or_from_its_first_weights(
+    prepared: Any, recsys: Callable[..., Any]
+) -> None:
+    result = searched(prepared, recsys, "search.max_lookups=5")
+    for start in ("supernet", "initial"):
+        trained = recsys(
+            "train",
+            prepared.config,
+            f"allocation={result['allocation']}",
+            f"train.warm_start={Path(result['folder']) / start}",
+            "--json",
+        )
+        assert trained.code == 0, trained.err
+        assert trained.json["warm_start"]["model"].endswith(start)
+
+
+def test_run_searches_first_if_the_config_has_a_search_section(world: Any, recsys: Callable[..., Any]) -> None:
+    outcome = recsys("run", world.config, *QUICK, "search.max_lookups=5", "--json")
+    assert outcome.code == 0, outcome.err
+    result = outcome.json
+    assert result["train"]["lookups"] == sum(result["search"]["chunks"].values())
+    kept = Path(result["train"]["folder"]) / "config.yaml"
+    assert "allocation" not in kept.read_text().split("search:")[0]
+
+
+def test_mlflow_holds_the_search_its_table_and_its_child(world: Any, recsys: Callable[..., Any]) -> None:
+    world.write()
+    assert recsys("prepare", world.config).code == 0
+    result = searched(world, recsys, "search.max_lookups=5")
+    uri = f"sqlite:///{(world.folder / 'work' / 'mlflow.db').resolve()}"
+    client = import_mlflow().MlflowClient(tracking_uri=uri)
+    run = client.get_run(result["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["search.max_lookups"] == "5.0"
+    assert run.data.metrics["search/fitness"] == pytest.approx(result["fitness"])
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"candidates.json", "front.json", "front.svg", "allocation.json", "config.yaml"} <= files
+    children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
+    assert len(children) == 1
+    assert "valid/auc" in children[0].data.metrics
+
+
+def test_a_search_that_is_killed_goes_on_where_it_was(prepared: Any, recsys: Callable[..., Any]) -> None:
+    whole = searched(prepared, recsys, "search.max_lookups=6", "search.generations=30")
+    lines = (Path(whole["folder"]) / "evaluations.jsonl").read_text().splitlines()
+    command = [sys.executable, "-m", "pipelines.cli", "search", str(prepared.config), *QUICK]
+    command += ["search.max_lookups=6", "search.generations=30", "--json"]
+    folder = prepared.folder / "work" / "small" / "searches" / "0002"
+    evaluations = folder / "evaluations.jsonl"
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and (not evaluations.is_file() or evaluations.read_bytes().count(b"\n") < 3):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    before = evaluations.read_bytes()
+    with evaluations.open("ab") as file:
+        file.write(b'{"candidates": [[[0, 1')  # as if it had been cut in the middle of a line
+    resumed = recsys(
+        "search", prepared.config, *QUICK, "search.max_lookups=6", "search.generations=30", "--resume", "--json"
+    )
+    assert resumed.code == 0, resumed.err
+    assert Path(resumed.json["folder"]).name == "0002"
+    after = evaluations.read_bytes()
+    assert after.startswith(before[: before.rindex(b"\n") + 1])
+    assert after.decode().splitlines() == lines
+    assert resumed.json["chunks"] == whole["chunks"]
+    assert "valid/auc" not in resumed.err  # the supernet was not trained again
+    again = recsys("search", prepared.config, *QUICK, "search.max_lookups=6", "search.generations=30", "--resume")
+    assert "was finished already" in again.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search.max_lookups=0.5", "search.levels=[1,2]"], "search.max_lookups: no allocation is within the budget"),
+        (["search.levels=[2,1]"], "search.levels: not ascending"),
+        (["search.features={usr: [0, 1]}"], "did you mean 'user'?"),
+        (["search.levels=[1]"], "one allocation to choose from"),
+        (["search.method=statistics"], "this method needs a budget"),
+        (["search.metric=accuracy"], "search.metric"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_it_begins(
+    prepared: Any, recsys: Callable[..., Any], arguments: list[str], said: str
+) -> None:
+    outcome = recsys("search", prepared.config, *arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not (prepared.folder / "work" / "small" / "searches").exists()
+
+
+def test_an_infeasible_budget_names_the_smallest_that_works(prepared: Any, recsys: Callable[..., Any]) -> None:
+    outcome = recsys("search", prepared.config, "search.levels=[1,2]", "search.max_lookups=2")
+    assert "Expected: " in outcome.err
+    least = float(outcome.err.split("Expected: ")[1].split(" or more")[0])
+    assert recsys("search", prepared.config, *QUICK, "search.levels=[1,2]", f"search.max_lookups={least}").code == 0
+
+
+def test_resuming_another_search_is_refused(prepared: Any, recsys: Callable[..., Any]) -> None:
+    nothing = recsys("search", prepared.config, *QUICK, "--resume")
+    assert "there is no search to resume" in nothing.err
+    searched(prepared, recsys, "search.max_lookups=5")
+    for change, what in (("search.max_lookups=6", "search section"), ("seed=1", "config")):
+        outcome = recsys("search", prepared.config, *QUICK, "search.max_lookups=5", change, "--resume")
+        assert outcome.code == 2
+        assert f"the {what} is not the one the search was started with" in outcome.err
+
+
+def test_a_validation_split_of_one_class_is_refused(world: Any, recsys: Callable[..., Any]) -> None:
+    part = pl.int_range(pl.len()) % 4
+    frame = pl.read_parquet(world.events).with_columns(
+        click=pl.when(part == 2).then(0).otherwise(pl.col("click")),
+        part=pl.when(part == 2).then(pl.lit("valid")).when(part == 3).then(pl.lit("test")).otherwise(pl.lit("train")),
+    )
+    split = {"kind": "column", "column": "part", "values": {name: [name] for name in ("train", "valid", "test")}}
+    world.write(frame, data={"source": str(world.events), "split": split})
+    assert recsys("prepare", world.config).code == 0
+    outcome = recsys("search", world.config, *QUICK, "search.max_lookups=5")
+    assert outcome.code == 2
+    assert "one class" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"allocation_version": 1, "chunks": {"usr": 1}}', "did you mean 'user'?"),
+        ('{"allocation_version": 1, "chunks": {"user": 1}}', "leaves features out"),
+        ('{"allocation_version": 1, "chunks": {"user": 1.5}}', "not a number of chunks"),
+        ('{"allocation_version": 9, "chunks": {}}', "of another version"),
+        ('{"user": 1}', "no allocation"),
+        ("{", "cannot be read"),
+        (None, "file is missing"),
+    ],
+)
+def test_a_wrong_allocation_is_refused(
+    prepared: Any, recsys: Callable[..., Any], tmp_path: Path, content: str | None, said: str
+) -> None:
+    file = tmp_path / "mine.json"
+    if content is not None:
+        file.write_text(content)
+    outcome = recsys("train", prepared.config, f"allocation={file}")
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not (prepared.folder / "work" / "small" / "runs").exists()
