@@ -22,6 +22,7 @@ from pipelines.config import DataConfig, ExperimentConfig, Gate, TrackingConfig
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig, ExactConfig, HotConfig
 from recsys.models import ModelConfig
+from recsys.search.config import SearchConfig, SupernetConfig
 from recsys.training import TrainConfig
 from recsys.training.config import DistributedConfig
 
@@ -48,6 +49,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
     "train": TrainConfig,
     "distributed": DistributedConfig,
+    "search": SearchConfig,
+    "supernet": SupernetConfig,
     "tracking": TrackingConfig,
     "gate": Gate,
 }

@@ -1,0 +1,386 @@
+"""Do searched widths beat uniform, random, statistics-only and magnitude-pruned ones at equal lookups, rows and bits?
+
+MovieLens-1M, the Criteo sample and Frappe.  On each data set one supernet is trained and searched; every allocation is
+then trained from scratch with three seeds and tested on the same rows.  Also: how well the supernet ranks random
+allocations, what the search costs beside one training, and a planted truth on `synthetic`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks.arms import Arm, Run, Training, difference, run_arms
+from benchmarks.harness import Bar, Outcome, Settings, main
+from features.loader import Loader
+from features.recipes import RECIPES
+from features.spec import FeatureSpec
+from features.splits import RandomSplit, Split, TimeSplit
+from features.store import Store, build_store
+from features.validation import validate
+from recsys.embeddings import EmbeddingConfig, plan_embedding
+from recsys.embeddings.config import ChunksConfig
+from recsys.evaluation.metrics import auc
+from recsys.evaluation.paired import Difference, over_seeds
+from recsys.models import CTRModel, ModelConfig
+from recsys.models.network import Network
+from recsys.search.config import SearchConfig, SupernetConfig
+from recsys.search.evolution import evolve
+from recsys.search.fitness import Fitness, Sample, judge
+from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
+from recsys.search.space import Genes, SearchSpace, space_of, uniform
+from recsys.search.supernet import SupernetTrainer
+from recsys.training import TrainConfig, Trainer, predict
+
+SEEDS: tuple[int, ...] = (0, 1, 2)
+RANDOM = 10
+"""Random allocations at the same lookups."""
+FIDELITY = 20
+"""Random allocations of the whole space that are retrained."""
+WITHIN = 0.0005
+"""AUC that counts as equal quality."""
+
+
+OURS, UNIFORM, STATISTICS, MAGNITUDE, LARGEST = "searched", "uniform", "statistics", "magnitude", "largest"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set, its table and network, and the budgets that are searched."""
+
+    title: str
+    recipe: str
+    split: Split
+    embedding: Mapping[str, Any]
+    """Fields of `EmbeddingConfig`: the same rows and bits for all allocations."""
+    model: Mapping[str, Any]
+    """Fields of `ModelConfig`."""
+    train: Mapping[str, Any]
+    """Fields of `TrainConfig`."""
+    levels: tuple[int, ...]
+    """Chunk counts to choose among."""
+    budget: int
+    """Lookups at which all methods are compared: one a feature."""
+    budgets: tuple[int, ...]
+    """Lookups among which the fewest for equal quality are found."""
+
+    def store(self, folder: Path) -> Store:
+        """The prepared rows; the same for all seeds."""
+        recipe = RECIPES[self.recipe]
+        return build_store(recipe.load(), validate(FeatureSpec, recipe.spec_hint), self.split, folder)
+
+
+DATA_SETS = {
+    "movielens": DataSet(
+        title="MovieLens-1M",
+        recipe="movielens_1m",
+        split=RandomSplit(fractions=(0.8, 0.1, 0.1), seed=0),
+        embedding={"width": 8, "rows": 4000, "exact": {"max_values": 64}},
+        model={"interaction": "dcnv2", "cross_layers": 1, "hidden": (192,)},
+        train={
+            "batch_size": 1024,
+            "epochs": 8,
+            "patience": 2,
+            "table_optimizer": "rmsprop",
+            "table_learning_rate": 3e-3,
+            "table_l2": 2e-4,
+            "ema": 0.999,
+        },
+        levels=(0, 1, 2, 4, 8),
+        budget=6,
+        budgets=(3, 4, 5),
+    ),
+    "criteo": DataSet(
+        title="Criteo sample",
+        recipe="criteo",
+        split=TimeSplit(columns=["row"], fractions=(0.8, 0.1, 0.1)),
+        embedding={"width": 4, "rows": 100_000, "exact": {"max_values": 64}},
+        model={"interaction": "dcnv2", "cross_layers": 2, "hidden": (256, 128)},
+        train={"batch_size": 512, "epochs": 3, "patience": 1, "table_eps": 1e-4},
+        levels=(0, 1, 2, 4, 8),
+        budget=26,
+        budgets=(13, 20, 32, 40, 52),
+    ),
+    "frappe": DataSet(
+        title="Frappe",
+        recipe="frappe",
+        split=RandomSplit(fractions=(0.8, 0.1, 0.1), seed=0),
+        embedding={"width": 8, "rows": 4000, "exact": {"max_values": 64}},
+        model={"interaction": "dcnv2", "cross_layers": 1, "hidden": (256,)},
+        train={
+            "batch_size": 512,
+            "epochs": 8,
+            "patience": 2,
+            "learning_rate": 3e-3,
+            "table_optimizer": "rmsprop",
+            "table_learning_rate": 1e-2,
+            "table_l2": 2e-5,
+            "ema": 0.999,
+        },
+        levels=(0, 1, 2, 4, 8),
+        budget=10,
+        budgets=(12, 16, 20),
+    ),
+}
+
+
+@dataclass
+class Searched:
+    """What was found out about a data set before anything was retrained."""
+
+    space: SearchSpace
+    allocations: dict[str, dict[str, int]]
+    """By name; the searched ones at a budget B are `searched@B`."""
+    fitness: dict[str, float]
+    """Of the random allocations of the whole space, on all validation rows."""
+    seconds: dict[str, float]
+    candidate_seconds: float
+    pass_seconds: float
+    """A validation pass of the full model."""
+
+
+def measure(settings: Settings) -> Outcome:
+    """Test AUC of searched widths against others at equal lookups, rows and bits, and what the search costs."""
+    figures: dict[str, Any] = {}
+    differences: dict[str, dict[str, Difference]] = {}
+    bars: list[Bar] = []
+    savings = []
+    for name in settings.parts or DATA_SETS:
+        data = DATA_SETS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            settings.log(f"{data.title}: preparing")
+            store = data.store(Path(folder))
+            searched = _search(data, store, settings)
+            runs = _retrain(data, searched, Path(folder), settings)
+        differences[name] = _against(data, searched, runs)
+        saving, figures[name] = _equal_quality(data, searched, runs, store)
+        savings.append(saving)
+        fidelity = _fidelity(searched, runs)
+        total = sum(searched.seconds[part] for part in ("supernet", "evolution", "finalists"))
+        bars += [
+            Bar(f"{data.title}: Spearman, supernet against retrained", fidelity, ">=", 0.7),
+            Bar(f"{data.title}: search over one full training", total / searched.seconds["full training"], "<=", 3),
+            Bar(
+                f"{data.title}: a validation pass over a candidate's evaluation",
+                searched.pass_seconds / searched.candidate_seconds,
+                ">=",
+                20,
+            ),
+            Bar(f"{data.title}: lookups for equal quality over the largest model's", saving["of_largest"], "<=", 0.35),
+        ]
+        figures[name] |= {
+            "seconds": searched.seconds,
+            "candidate_ms": 1000 * searched.candidate_seconds,
+            "fidelity": fidelity,
+            "against": {other: d.to_json() for other, d in differences[name].items()},
+            "allocations": searched.allocations,
+        }
+    for other in (UNIFORM, "random", STATISTICS, MAGNITUDE):
+        ahead = sum(own[other].low > 0 for own in differences.values())
+        behind = sum(own[other].high < 0 for own in differences.values())
+        bars.append(Bar(f"data sets on which the search beats {other}", ahead, ">=", 2))
+        bars.append(Bar(f"data sets on which the search is behind {other}", behind, "<=", 0))
+    small = sum(max(s["of_uniform"], s["parameters_of_uniform"]) <= 0.6 for s in savings)
+    bars.append(
+        Bar("data sets with at most 60 % of the best uniform allocation's lookups and parameters", small, ">=", 2)
+    )
+    return Outcome(bars, figures)
+
+
+def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
+    """Searches at every budget, and makes the allocations it is held against; nothing else runs meanwhile."""
+    counts, epochs = store.id_counts("train"), 1 if settings.quick else int(data.train["epochs"])
+    config = SearchConfig(levels=data.levels)
+    space = space_of(store.layout, EmbeddingConfig.model_validate(data.embedding), counts, config, {})
+    train = TrainConfig.model_validate({**data.train, "epochs": epochs})
+    seconds: dict[str, float] = {}
+
+    def build(genes: Genes) -> CTRModel:
+        chunks = ChunksConfig(default=0, features=space.allocation(genes))
+        embedding = EmbeddingConfig.model_validate({**data.embedding, "chunks": chunks})
+        plan = plan_embedding(store.layout, embedding, counts)
+        return CTRModel(store.layout, plan, ModelConfig.model_validate(data.model), optimizer=train.optimizer_of_table)
+
+    def fit(name: str, model: CTRModel, make: Callable[[CTRModel, Path], Trainer]) -> CTRModel:
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            make(model, Path(folder)).fit(Loader(store, "train", train.batch_size, shuffle_seed=0), valid())
+        seconds[name] = time.perf_counter() - started
+        settings.log(f"{data.title}: {name} took {seconds[name]:.1f} s")
+        return model
+
+    def valid() -> Loader:
+        return Loader(store, "valid", train.eval_batch_size)
+
+    build(uniform(space, 1)).logits(next(iter(valid())))  # compiles the kernels, so that no time below has it
+    short = fit(
+        "short training", build(uniform(space, 1)), lambda m, f: Trainer(m, _epochs(train, 1), seed=0, folder=f)
+    )
+    full = fit("full training", build(space.largest), lambda m, f: Trainer(m, train, seed=0, folder=f))
+    supernet = fit(
+        "supernet",
+        build(space.largest),
+        lambda m, f: SupernetTrainer(m, train, space=space, supernet=SupernetConfig(), seed=0, folder=f),
+    )
+    sample = next(iter(valid()))
+    norms = {STATISTICS: chunk_norms(short, [sample]), MAGNITUDE: chunk_norms(full, [sample])}
+
+    allocations = {LARGEST: space.allocation(space.largest)}
+    for count in sorted(set(data.levels) - {0}):
+        allocations[f"{UNIFORM}@{count * len(space.features)}"] = dict.fromkeys(space.names, count)
+    allocations[STATISTICS] = space.allocation(by_statistics(space, norms[STATISTICS], counts, data.budget))
+    allocations[MAGNITUDE] = by_magnitude(space, norms[MAGNITUDE], data.budget)
+    started = time.perf_counter()
+    fitness = Fitness(supernet, space, Sample.of(supernet, valid(), config.sample_rows, 0), config.metric)
+    looked_up = time.perf_counter() - started
+    for budget in (data.budget, *data.budgets):
+        started = time.perf_counter()
+        found = evolve(
+            space,
+            fitness,
+            generations=config.generations,
+            population=config.population,
+            parents=config.parents,
+            mutation=config.mutation,
+            max_lookups=budget,
+            first=[uniform(space, count) for count in data.levels if count],
+        )
+        evolved = time.perf_counter()
+        finalists = found.genes[found.order[: config.finalists]]
+        whole = judge(supernet, valid(), space, finalists, config.metric)
+        allocations[f"{OURS}@{budget}"] = space.allocation(finalists[int(whole.argmax())])
+        if budget == data.budget:
+            seconds["evolution"] = evolved - started + looked_up
+            seconds["finalists"] = time.perf_counter() - evolved
+            candidate = (evolved - started) / len(found.genes)
+    started = time.perf_counter()
+    predict(full, valid())
+    a_pass = time.perf_counter() - started
+    generator = np.random.Generator(np.random.PCG64(1))
+    for number, genes in enumerate(_random_at(space, data.budget, RANDOM, generator)):
+        allocations[f"random {number}"] = space.allocation(genes)
+    drawn = [space.repair(genes, None, generator) for genes in space.random(generator, FIDELITY)]
+    values = judge(supernet, valid(), space, np.stack(drawn), config.metric)
+    for number, genes in enumerate(drawn):
+        allocations[f"drawn {number}"] = space.allocation(genes)
+    ranked = {f"drawn {number}": float(value) for number, value in enumerate(values)}
+    return Searched(space, allocations, ranked, seconds, candidate, a_pass)
+
+
+def _random_at(space: SearchSpace, budget: int, number: int, generator: np.random.Generator) -> list[Genes]:
+    """Random allocations of exactly so many lookups."""
+    out: list[Genes] = []
+    while len(out) < number:
+        genes = space.repair(space.random(generator, 1)[0], budget, generator)
+        if space.lookups(genes) == budget and not any((genes == other).all() for other in out):
+            out.append(genes)
+    return out
+
+
+def _epochs(train: TrainConfig, epochs: int) -> TrainConfig:
+    return train.model_copy(update={"epochs": epochs})
+
+
+def _retrain(data: DataSet, searched: Searched, folder: Path, settings: Settings) -> dict[str, list[Run]]:
+    """Trains every allocation from scratch: three seeds each, one of those that only rank the supernet."""
+    seeds = SEEDS[:1] if settings.quick else SEEDS
+    arms = [
+        Arm(
+            name,
+            {**data.embedding, "chunks": {"default": 0, "features": chunks}},
+            seeds=seeds[:1] if name.startswith("drawn") else seeds,
+        )
+        for name, chunks in searched.allocations.items()
+    ]
+    train = {**data.train, "threads": 1, "epochs": 1 if settings.quick else data.train["epochs"]}
+    runs = run_arms(arms, Training(data.model, train), dict.fromkeys(seeds, folder), settings.log)
+    return {method: own for (method, _), own in runs.items()}
+
+
+def _against(data: DataSet, searched: Searched, runs: Mapping[str, list[Run]]) -> dict[str, Difference]:
+    """Test AUC of the searched allocation minus others' at the same lookups."""
+    ours = runs[f"{OURS}@{data.budget}"]
+    others = {UNIFORM: f"{UNIFORM}@{data.budget}", STATISTICS: STATISTICS, MAGNITUDE: MAGNITUDE}
+    out = {name: difference(ours, runs[arm], True)["auc"] for name, arm in others.items()}
+    by_seed = [
+        _auc(own) - float(np.mean([_auc(runs[f"random {number}"][place]) for number in range(RANDOM)]))
+        for place, own in enumerate(ours)
+    ]
+    return {**out, "random": over_seeds(by_seed)}
+
+
+def _equal_quality(
+    data: DataSet, searched: Searched, runs: Mapping[str, list[Run]], store: Store
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The fewest lookups whose quality is that of the best uniform allocation, and of the largest model.
+
+    Validation picks the uniform allocation and the budget; the test rows judge them.
+    """
+    table = {
+        name: _line(data, searched, name, own, store) for name, own in runs.items() if not name.startswith("drawn")
+    }
+    best = max((name for name in table if name.startswith(UNIFORM)), key=lambda name: table[name]["valid_auc"])
+    ours = sorted((name for name in table if name.startswith(OURS)), key=lambda name: table[name]["lookups"])
+
+    def fewest(target: str) -> tuple[str, Difference]:
+        enough = [name for name in ours if table[name]["valid_auc"] >= table[target]["valid_auc"] - WITHIN]
+        chosen = enough[0] if enough else ours[-1]
+        return chosen, difference(runs[chosen], runs[target], True)["auc"]
+
+    def share(chosen: str, target: str, key: str, against: Difference) -> float:
+        return table[chosen][key] / table[target][key] if against.mean >= -WITHIN else float("inf")
+
+    small, against_uniform = fewest(best)
+    other, against_largest = fewest(LARGEST)
+    saving = {
+        "of_uniform": share(small, best, "lookups", against_uniform),
+        "parameters_of_uniform": share(small, best, "first_layer_parameters", against_uniform),
+        "of_largest": max(share(other, LARGEST, key, against_largest) for key in ("lookups", "first_layer_parameters")),
+    }
+    figures = {
+        "best_uniform": best,
+        "equal_to_uniform": {"arm": small, "auc": against_uniform.to_json()},
+        "equal_to_largest": {"arm": other, "auc": against_largest.to_json()},
+        "shares": {key: value if np.isfinite(value) else None for key, value in saving.items()},
+        "arms": table,
+    }
+    return saving, figures
+
+
+def _line(data: DataSet, searched: Searched, name: str, runs: Sequence[Run], store: Store) -> dict[str, float]:
+    chunks = searched.allocations[name]
+    embedding = EmbeddingConfig.model_validate({**data.embedding, "chunks": {"default": 0, "features": chunks}})
+    plan = plan_embedding(store.layout, embedding, store.id_counts("train"))
+    with torch.device("meta"):
+        network = Network(store.layout, plan, ModelConfig.model_validate(data.model))
+    tests = [_auc(run) for run in runs]
+    return {
+        "lookups": plan.lookups,
+        "first_layer_parameters": sum(weight.numel() for weight in network.first_layers().values()),
+        "table_bytes": plan.table_bytes,
+        "valid_auc": float(np.mean([run.valid_auc for run in runs])),
+        "test_auc": float(np.mean(tests)),
+        "test_auc_std": float(np.std(tests, ddof=1)) if len(tests) > 1 else 0.0,
+    }
+
+
+def _fidelity(searched: Searched, runs: Mapping[str, list[Run]]) -> float:
+    """Spearman's correlation of supernet fitness and retrained validation AUC over the random allocations."""
+    names = list(searched.fitness)
+    return float(spearmanr([searched.fitness[name] for name in names], [runs[name][0].valid_auc for name in names])[0])
+
+
+def _auc(run: Run) -> float:
+    return auc(run.labels, run.probabilities)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("dimension_search", measure, parts=tuple(DATA_SETS)))
