@@ -107,7 +107,7 @@ DATA_SETS = {
         train={"batch_size": 512, "epochs": 3, "patience": 1, "table_eps": 1e-4},
         levels=(0, 1, 2, 4, 8),
         budget=26,
-        budgets=(13, 20, 32, 40, 52),
+        budgets=(13, 20, 32, 42, 52, 62),
     ),
     "frappe": DataSet(
         title="Frappe",
@@ -117,7 +117,7 @@ DATA_SETS = {
         model={"interaction": "dcnv2", "cross_layers": 1, "hidden": (256,)},
         train={
             "batch_size": 512,
-            "epochs": 8,
+            "epochs": 15,
             "patience": 2,
             "learning_rate": 3e-3,
             "table_optimizer": "rmsprop",
@@ -127,7 +127,7 @@ DATA_SETS = {
         },
         levels=(0, 1, 2, 4, 8),
         budget=10,
-        budgets=(12, 16, 20),
+        budgets=(12, 13, 16, 20),
     ),
 }
 
