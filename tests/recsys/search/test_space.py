@@ -72,6 +72,12 @@ def test_a_model_that_needs_a_chunk_gets_one_it_can_pay_for() -> None:
     assert {tuple(space.repair(nothing, None, draws)) for _ in range(50)} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
 
 
+def test_a_feature_that_can_have_no_chunk_is_not_given_one() -> None:
+    space, draws = space_of((0,), (0, 2), (0,), needs_a_chunk=True), generator()
+    for budget in (None, 2.0):
+        assert {tuple(space.repair(np.zeros(3, np.int64), budget, draws)) for _ in range(20)} == {(0, 1, 0)}
+
+
 def test_every_value_of_a_bag_is_looked_up() -> None:
     space = space_of((0, 1, 2), (1, 4), (0, 2), values=2.5)
     genes = np.array([[2, 0, 0], [2, 1, 1], [0, 0, 1]])
