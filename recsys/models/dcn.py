@@ -28,9 +28,9 @@ class VectorCross(nn.Module):
         axes: Axes = {f"weights.{i}.weight": (unit_names(f"cross {i}", 1), inputs) for i in range(len(self.weights))}
         return axes | {f"biases.{i}": (inputs,) for i in range(len(self.biases))}, inputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, I] -> [B, I]."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, I] -> [B, I]; under a mask [B or 1, I] the biases of masked places are 0, as the inputs are there."""
         out = x
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            out = x * weight(out) + bias + out
+            out = x * weight(out) + (bias if mask is None else bias * mask) + out
         return out

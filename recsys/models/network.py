@@ -25,7 +25,8 @@ class Network(nn.Module):
     the other; the head is linear, one logit a task.
 
     The input [B, I] is the embeddings of all features in plan order, a feature's chunks side by side, then the numbers,
-    then the vectors.  No interaction tells a chunk of zeros from one that is not there.
+    then the vectors.  No interaction tells a masked chunk from one that is not there.  Nor one of zeros, but for dcn,
+    whose biases still speak for it.
 
     Args:
         layout: the encoded features.
@@ -72,22 +73,24 @@ class Network(nn.Module):
         if isinstance(self.cross, FactorisationMachine):
             self.cross.start(self.head.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, I] -> [B, tasks] logits."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, I] -> [B, tasks] logits; of places where a mask [B or 1, I] is 0 nothing is read."""
+        if mask is not None:
+            x = x * mask
         if self.autocast and self.training:
             with torch.autocast(x.device.type, dtype=torch.bfloat16):
-                streams = self._interact(x)
+                streams = self._interact(x, mask)
         else:
-            streams = self._interact(x)
+            streams = self._interact(x, mask)
         # the head's weights are divided, not the streams joined: a copy of them would cost more than the product
         weights = self.head.weight.split([stream.shape[1] for stream in streams], 1)
         return self.head.bias + sum(thin_product(s.float(), w) for s, w in zip(streams, weights, strict=True))
 
-    def _interact(self, x: Tensor) -> list[Tensor]:
+    def _interact(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         """What the head reads, side by side [B, head inputs], from the embeddings and the dense inputs [B, inputs]."""
         streams: list[Tensor] = []
         if self.cross is not None:
-            crossed = self.cross(x)
+            crossed = self.cross(x, mask) if isinstance(self.cross, VectorCross) else self.cross(x)
             if self._stacked:
                 x = crossed
             else:

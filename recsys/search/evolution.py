@@ -17,7 +17,8 @@ Evaluate = Callable[[np.ndarray], np.ndarray]
 """Genes [N, F] -> fitness [N], higher is better."""
 
 TRIES = 20
-"""Children made anew when they are copies of what was evaluated, before fewer of them are accepted."""
+"""Children made anew when they are copies of what was evaluated, before a random one takes their place; and random ones
+before fewer of them are accepted."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def evolve(
         mutation: probability that a feature of a child changes; at least one does unless the child is a crossover.
         crossover: share of children with two parents.
         max_lookups: the budget; None for none.
-        first: genes that begin in the first generation, repaired to the budget; the others are random.
+        first: genes that begin in the first generation, as many as it has room for, repaired to the budget; the others
+            are random.
         seed: of all draws.
 
     Raises:
@@ -96,10 +98,10 @@ def evolve(
     for generation in range(generations):
         born: list[Genes] = []
         if generation == 0:
-            for genes_given in first:
+            for genes_given in first[:population]:
                 born += novel(lambda given=genes_given: given)  # type: ignore[misc]
         while len(born) < population:
-            made = novel(child if generation else lambda: space.random(generator, 1)[0])
+            made = (novel(child) if generation else []) or novel(lambda: space.random(generator, 1)[0])
             if not made:
                 break
             born += made

@@ -87,7 +87,7 @@ def by_statistics(space: SearchSpace, norms: list[np.ndarray], counts: IdCounts,
             for place in range(genes[i] + 1, len(feature.levels)):
                 more = feature.levels[place]
                 cost = (more - now) * feature.values_per_row
-                gain = worth[i] * np.log2((1 + more) / (1 + now)) / cost
+                gain = worth[i] * np.log2((1 + more) / (1 + now)) / max(cost, 1e-9)  # an empty bag costs nothing
                 if cost <= left and (best is None or gain > best[0]):
                     best = gain, i, place
         if best is None:

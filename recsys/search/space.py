@@ -113,8 +113,11 @@ class SearchSpace:
         while max_lookups is not None and self.lookups(out) > max_lookups:
             out[generator.choice(np.flatnonzero(out))] -= 1
         if self.needs_a_chunk and not self.chunks(out).any():
-            first = [f.levels[1] * f.values_per_row if len(f.levels) > 1 else np.inf for f in self.features]
-            affordable = np.flatnonzero(np.array(first) <= (np.inf if max_lookups is None else max_lookups))
+            affordable = [
+                i
+                for i, f in enumerate(self.features)
+                if len(f.levels) > 1 and (max_lookups is None or f.levels[1] * f.values_per_row <= max_lookups)
+            ]
             out[generator.choice(affordable)] = 1
         return out
 

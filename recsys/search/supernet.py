@@ -1,6 +1,6 @@
 """The supernet: one model at the largest widths, trained so that it also works with fewer chunks of any feature.
 
-Chunks beyond an allocation are zeroed before the network reads them.  No interaction tells a zeroed chunk from one that
+Chunks beyond an allocation are masked before the network reads them.  No interaction tells a masked chunk from one that
 is not there, so the supernet under a mask *is* the smaller model with the same weights.
 """
 
@@ -83,8 +83,9 @@ class SupernetTrainer(Trainer):
         self._masks = ChunkMasks(model)
         self._levels = [torch.tensor(f.levels) for f in space.features]
         self._recipe: Callable[[Tensor, Batch], tuple[Tensor, float]] = getattr(self, f"_{supernet.recipe}")
-        drawn = space.random(np.random.Generator(np.random.PCG64(seed)), MONITORED)
-        self._monitored = space.chunks(np.concatenate([space.largest[None], drawn]))
+        generator = np.random.Generator(np.random.PCG64(seed))
+        drawn = [space.repair(genes, None, generator) for genes in space.random(generator, MONITORED)]
+        self._monitored = space.chunks(np.stack([space.largest, *drawn]))
 
     def _loss(self, batch: Batch) -> tuple[Tensor, float, float, int]:
         loss, weight = self._recipe(self.model.inputs_of(batch), batch)
@@ -100,13 +101,13 @@ class SupernetTrainer(Trainer):
         loss, weight = weighted_loss(full, batch)
         fullness = torch.rand(len(x), 1)
         steps = [(torch.rand(len(x), len(levels) - 1) < fullness).sum(1) for levels in self._levels]
-        mixed = self.model.network(x * self._mask(steps))
+        mixed = self.model.network(x, self._mask(steps))
         return 0.5 * (loss + weighted_loss(mixed, self._distilled(batch, full))[0]), weight
 
     def _uniform(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """A random allocation an example, every level of a feature as likely as the others (Lyu et al., 2022)."""
         places = [torch.randint(len(levels), (len(x),)) for levels in self._levels]
-        return weighted_loss(self.model.network(x * self._mask(places)), batch)
+        return weighted_loss(self.model.network(x, self._mask(places)), batch)
 
     def _nested(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """Every level for all features at once, in every step (Kusupati et al., 2022; Zhuang et al., 2024)."""
@@ -116,7 +117,7 @@ class SupernetTrainer(Trainer):
         target = self._distilled(batch, full)
         for count in counts:
             mask = self._masks(torch.from_numpy(self.space.chunks(uniform(self.space, count))).unsqueeze(0))
-            loss = loss + weighted_loss(self.model.network(x * mask), target)[0]
+            loss = loss + weighted_loss(self.model.network(x, mask), target)[0]
         return loss / (len(counts) + 1), weight
 
     def _truncated(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
@@ -126,7 +127,7 @@ class SupernetTrainer(Trainer):
             torch.where(feature == i, torch.randint(len(levels), (len(x),)), len(levels) - 1)
             for i, levels in enumerate(self._levels)
         ]
-        return weighted_loss(self.model.network(x * self._mask(places)), batch)
+        return weighted_loss(self.model.network(x, self._mask(places)), batch)
 
     def _lasso(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """The full model, with the sum over chunks of the norm of all weights that read that chunk or a later one."""
