@@ -34,7 +34,7 @@ from recsys.models import CTRModel, ModelConfig
 from recsys.models.network import Network
 from recsys.search.config import SearchConfig, SupernetConfig
 from recsys.search.evolution import evolve
-from recsys.search.fitness import Fitness, Sample, judge
+from recsys.search.fitness import Fitness, Sample, drawn_places, judge
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
 from recsys.search.space import Genes, SearchSpace, space_of, uniform
 from recsys.search.supernet import SupernetTrainer
@@ -238,8 +238,9 @@ def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
         allocations[f"{UNIFORM}@{count * len(space.features)}"] = dict.fromkeys(space.names, count)
     allocations[STATISTICS] = space.allocation(by_statistics(space, norms[STATISTICS], counts, data.budget))
     allocations[MAGNITUDE] = by_magnitude(space, norms[MAGNITUDE], data.budget)
+    places = drawn_places(store.rows("valid"), config.sample_rows, 0)
     started = time.perf_counter()
-    fitness = Fitness(supernet, space, Sample.of(supernet, valid(), config.sample_rows, 0), config.metric)
+    fitness = Fitness(supernet, space, Sample.of(supernet, valid(), places), config.metric)
     looked_up = time.perf_counter() - started
     for budget in (data.budget, *data.budgets):
         started = time.perf_counter()
@@ -291,7 +292,7 @@ def _epochs(train: TrainConfig, epochs: int) -> TrainConfig:
 
 def _retrain(data: DataSet, searched: Searched, folder: Path, settings: Settings) -> dict[str, list[Run]]:
     """Trains every allocation from scratch: three seeds each, one of those that only rank the supernet."""
-    seeds = SEEDS[:1] if settings.quick else SEEDS
+    seeds = SEEDS[:2] if settings.quick else SEEDS
     arms = [
         Arm(
             name,

@@ -27,7 +27,7 @@ from recsys.models import CTRModel
 from recsys.processes import launched
 from recsys.search.config import SearchConfig
 from recsys.search.evolution import evolve
-from recsys.search.fitness import Fitness, Sample, judge
+from recsys.search.fitness import Fitness, Sample, drawn_places, judge
 from recsys.search.front import non_dominated, search_front
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
 from recsys.search.plots import front_picture
@@ -262,7 +262,8 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
         ),
     )
     started = time.perf_counter()
-    sample = Sample.of(model, job.loader("valid", config), settings.sample_rows, settings.seed)
+    places = drawn_places(job.store.rows("valid"), settings.sample_rows, settings.seed)
+    sample = Sample.of(model, job.loader("valid", config), places)
     log = _Evaluations(job, Fitness(model, space, sample, settings.metric))
     first = [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})]
     with job.console.progress("searching", settings.generations) as log.task:

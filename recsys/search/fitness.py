@@ -73,25 +73,24 @@ class Sample:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: CTRModel, loader: Loader, rows: int, seed: int) -> Sample:
-        """Looks up some rows of a split.
+    def of(cls, model: CTRModel, batches: Iterable[Batch], places: np.ndarray | None = None) -> Sample:
+        """Looks rows up.
 
         Args:
             model: at the largest widths.
-            loader: of the split, without shuffling.
-            rows: how many, drawn at random; all of them if there are not so many.
-            seed: of the draw.
+            batches: a loader without shuffling.
+            places: numbers of the rows that are wanted, ascending; all when left out. See `drawn_places`.
 
         Raises:
             UndefinedMetricError: they lack one of the classes, so no allocation can be judged on them.
         """
-        drawn = np.random.Generator(np.random.PCG64(seed)).permutation(loader.rows)[:rows]
-        chosen, start = np.sort(drawn), 0
-        inputs, labels, weights = [], [], []
-        for whole in loader:
-            first, last = np.searchsorted(chosen, [start, start + len(whole)])
-            batch = whole.rows(torch.from_numpy(chosen[first:last] - start))
-            start += len(whole)
+        inputs, labels, weights, start = [], [], [], 0
+        for batch in batches:
+            rows = len(batch)
+            if places is not None:
+                first, last = np.searchsorted(places, [start, start + rows])
+                batch = batch.rows(torch.from_numpy(places[first:last] - start))
+            start += rows
             if not len(batch):
                 continue
             inputs.append(model.inputs_of(batch))
@@ -109,6 +108,15 @@ class Sample:
                 mend="raise search.sample_rows, or split the data so that validation holds both classes",
             )
         return sample
+
+
+def drawn_places(rows: int, wanted: int, seed: int) -> np.ndarray:
+    """So many of the numbers of some rows, drawn at random, ascending; all of them if there are not so many.
+
+    >>> drawn_places(10, 3, seed=0).tolist(), len(drawn_places(10, 30, seed=0))
+    ([2, 4, 6], 10)
+    """
+    return np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(rows)[:wanted])
 
 
 class Fitness:

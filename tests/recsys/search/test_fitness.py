@@ -12,7 +12,7 @@ import torch
 from features.errors import UndefinedMetricError
 from features.layout import Layout
 from recsys.models.warm_start import warm_start
-from recsys.search.fitness import Fitness, Sample, SubNetworks, predict_allocations
+from recsys.search.fitness import Fitness, Sample, SubNetworks, drawn_places, predict_allocations
 from recsys.search.space import SearchFeature, SearchSpace
 from recsys.search.supernet import ChunkMasks
 from recsys.training import predict
@@ -136,6 +136,18 @@ def test_rows_without_weights_weigh_the_same() -> None:
     genes = np.array(ALLOCATIONS)
     expected = Fitness(model, SPACE, Sample.of(model, [even]), "auc")(genes)
     np.testing.assert_allclose(Fitness(model, SPACE, unweighted, "auc")(genes), expected)
+
+
+def test_a_sample_has_the_wanted_rows_of_all_batches() -> None:
+    model, batches = build(), [batch(seed=1), batch(rows=13, seed=2), batch(rows=5, seed=3)]
+    whole = Sample.of(model, batches)
+    places = drawn_places(38, 12, seed=3)
+    part = Sample.of(model, batches, places)
+    assert torch.equal(part.inputs, whole.inputs[torch.from_numpy(places)])
+    np.testing.assert_array_equal(part.labels, whole.labels[places])
+    assert part.weight is not None
+    assert whole.weight is not None
+    np.testing.assert_array_equal(part.weight, whole.weight[places])
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
