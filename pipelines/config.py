@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from features.errors import ConfigError, list_names, nearest
+from features.recipes import RECIPES
 from features.spec import FeatureSpec
 from features.splits import SplitConfig
 from features.validation import Strict, validate
@@ -110,7 +111,7 @@ class Gate(Strict):
 
 
 class ExperimentConfig(Strict):
-    """One experiment. Every key has a default but `name`, `data` and `spec`."""
+    """One experiment. Every key has a default but `name`, `data` and `spec`; a recipe brings a spec of its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Names the folder under the workspace, the MLflow experiment and the registered model."""
@@ -121,7 +122,7 @@ class ExperimentConfig(Strict):
     data: DataConfig
     """Events and split."""
     spec: FeatureSpec
-    """The columns."""
+    """The columns; a recipe's own when left out."""
     embedding: EmbeddingConfig = EmbeddingConfig()
     """The table."""
     model: ModelConfig = ModelConfig()
@@ -134,6 +135,14 @@ class ExperimentConfig(Strict):
     """MLflow."""
     gates: dict[str, Gate] = Field(default_factory=dict)
     """Bounds on test metrics: `evaluate` and `run` end with code 1 if one is missed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spec_of_recipe(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "spec" in data or not isinstance(data.get("data"), dict):
+            return data
+        recipe = RECIPES.get(data["data"].get("recipe"))
+        return data if recipe is None else {**data, "spec": recipe.spec_hint}
 
     @model_validator(mode="after")
     def _known_gates(self) -> ExperimentConfig:

@@ -30,6 +30,7 @@ from recsys.search.evolution import evolve
 from recsys.search.fitness import Fitness, Sample, drawn_places, judge
 from recsys.search.front import non_dominated, search_front
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
+from recsys.search.optembed import published_search
 from recsys.search.plots import front_picture
 from recsys.search.space import Genes, SearchSpace, space_of, uniform
 from recsys.search.supernet import SupernetTrainer
@@ -173,13 +174,12 @@ class _Job:
         """What the training came to, once it has come to its end."""
         return self.folder.read("trained.json") if (self.folder.folder / "trained.json").is_file() else None
 
-    def describe(self, genes: Genes) -> dict[str, Any]:
-        """What an allocation costs."""
-        chunks = self.space.chunks(genes)
+    def costs(self, chunks: np.ndarray) -> dict[str, Any]:
+        """What an allocation costs, from its chunk counts [F]."""
         return {
-            "lookups": float(self.space.lookups(genes)),
+            "lookups": float(self.space.lookups_of(chunks)),
             "input_width": int(chunks.sum()) * self.config.embedding.width,
-            "table_bytes": int(self.space.table_bytes(genes)),
+            "table_bytes": int(self.space.bytes_of(chunks)),
         }
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -234,14 +234,8 @@ def _by_norms(job: _Job) -> dict[str, Any]:
         chosen = job.space.allocation(by_statistics(job.space, norms, job.store.id_counts("train"), budget))
     else:
         chosen = by_magnitude(job.space, norms, budget)
-    counts = np.array([chosen[name] for name in job.space.names])
-    lookups = float(counts @ np.array([f.values_per_row for f in job.space.features]))
-    costs = {
-        "lookups": lookups,
-        "input_width": int(counts.sum()) * config.embedding.width,
-        "table_bytes": int(counts @ np.array([f.bytes_per_chunk for f in job.space.features])),
-    }
     assert job.trained is not None
+    costs = job.costs(np.array([chosen[name] for name in job.space.names]))
     return job.result(chosen, costs, {"train": job.trained["seconds"]})
 
 
@@ -265,25 +259,8 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     places = drawn_places(job.store.rows("valid"), settings.sample_rows, settings.seed)
     sample = Sample.of(model, job.loader("valid", config), places)
     log = _Evaluations(job, Fitness(model, space, sample, settings.metric))
-    first = [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})]
     with job.console.progress("searching", settings.generations) as log.task:
-        common: dict[str, Any] = {
-            "generations": settings.generations,
-            "population": settings.population,
-            "mutation": settings.mutation,
-            "max_lookups": settings.max_lookups,
-            "first": first,
-            "seed": settings.seed,
-        }
-        if settings.max_lookups is not None:
-            evolved = evolve(space, log.fitness, parents=settings.parents, **common)
-            genes, fitness = evolved.genes, evolved.fitness
-            finalists = genes[evolved.order[: settings.finalists]]
-        else:
-            count = 1 + len(settings.objectives)
-            genes, objectives = search_front(space, log.objectives, objectives=count, **common)
-            fitness = -objectives[:, 0]
-            finalists = genes[_spread(non_dominated(objectives), settings.finalists)]
+        genes, fitness, finalists = _evolved(settings, space, log)
     searched = time.perf_counter() - started
     started = time.perf_counter()
     whole = judge(model, job.loader("valid", config), space, finalists, settings.metric)
@@ -293,12 +270,34 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     assert job.trained is not None
     return job.result(
         space.allocation(finalists[place]),
-        job.describe(finalists[place]),
+        job.costs(space.chunks(finalists[place])),
         {"train": job.trained["seconds"], "evolution": searched, "finalists": judged},
         fitness=float(whole[place]),
         candidates=len(genes),
         front=front,
     )
+
+
+def _evolved(
+    settings: SearchConfig, space: SearchSpace, log: _Evaluations
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every candidate [N, F], its fitness on the sample [N], and the finalists [K, F]."""
+    if settings.evolution == "published":
+        published = published_search(space, log.fitness, generations=settings.generations, seed=settings.seed)
+        return published.genes, published.fitness, published.saved[None]
+    common: dict[str, Any] = {
+        "generations": settings.generations,
+        "population": settings.population,
+        "mutation": settings.mutation,
+        "max_lookups": settings.max_lookups,
+        "first": [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})],
+        "seed": settings.seed,
+    }
+    if settings.max_lookups is not None:
+        evolved = evolve(space, log.fitness, parents=settings.parents, **common)
+        return evolved.genes, evolved.fitness, evolved.genes[evolved.order[: settings.finalists]]
+    genes, objectives = search_front(space, log.objectives, objectives=1 + len(settings.objectives), **common)
+    return genes, -objectives[:, 0], genes[_spread(non_dominated(objectives), settings.finalists)]
 
 
 class _Evaluations:
@@ -338,7 +337,8 @@ class _Evaluations:
 
     def objectives(self, genes: np.ndarray) -> np.ndarray:
         """[N, K] of genes [N, F], lower is better: minus the fitness, then the costs."""
-        costs = [[self._job.describe(own)[name] for name in self._job.settings.objectives] for own in genes]
+        job = self._job
+        costs = [[job.costs(own)[name] for name in job.settings.objectives] for own in job.space.chunks(genes)]
         return np.column_stack([-self.fitness(genes), np.array(costs, np.float64)])
 
     def _told(self, fitness: np.ndarray) -> None:
@@ -358,7 +358,7 @@ class _Evaluations:
 def _choose(job: _Job, finalists: np.ndarray, fitness: np.ndarray) -> tuple[int, list[dict[str, Any]]]:
     """The finalist that the search comes to, and the front among the finalists, cheapest first."""
     settings = job.settings
-    costs = [job.describe(genes) for genes in finalists]
+    costs = [job.costs(chunks) for chunks in job.space.chunks(finalists)]
     values = np.column_stack([[cost[name] for cost in costs] for name in settings.objectives] + [-fitness])
     order = non_dominated(values)
     front = [
@@ -383,7 +383,7 @@ def _write_candidates(
     rows = [
         {
             "candidate": number,
-            **job.describe(own),
+            **job.costs(job.space.chunks(own)),
             "sample_fitness": float(value),
             "fitness": judged.get(own.tobytes()),
             **job.space.allocation(own),

@@ -55,6 +55,9 @@ class SearchConfig(Strict):
     """Without a budget: the allocation chosen is the cheapest of the front whose metric is within this of the best."""
     finalists: int = Field(20, ge=1)
     """How many candidates are judged on all validation rows."""
+    evolution: Literal["elitist", "published"] = "elitist"
+    """published: OptEmbed's released loop with its mistakes, for comparison; it knows no budget and no front, and its
+    generations have 20 candidates."""
     generations: int = Field(40, ge=1)
     """Generations of the evolution."""
     population: int = Field(20, ge=2)
@@ -76,4 +79,15 @@ class SearchConfig(Strict):
                     found=list(levels),
                     expected="such as [0, 1, 2, 4, 8]",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _published_has_no_budget(self) -> SearchConfig:
+        if self.evolution == "published" and self.max_lookups is not None:
+            raise ConfigError(
+                "the published loop knows no budget",
+                field="search.max_lookups",
+                found=self.max_lookups,
+                mend="set it to null, or search.evolution to elitist",
+            )
         return self

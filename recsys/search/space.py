@@ -77,12 +77,16 @@ class SearchSpace:
 
     def lookups(self, genes: np.ndarray) -> np.ndarray:
         """Rows of the table read for one example, on average: [...] of genes [..., F]."""
-        out: np.ndarray = self.chunks(genes) @ np.array([f.values_per_row for f in self.features])
+        return self.lookups_of(self.chunks(genes))
+
+    def lookups_of(self, counts: np.ndarray) -> np.ndarray:
+        """The same of chunk counts [..., F], whether they are levels or not."""
+        out: np.ndarray = counts @ np.array([f.values_per_row for f in self.features])
         return out
 
-    def table_bytes(self, genes: np.ndarray) -> np.ndarray:
-        """Bytes of exact and hot rows, [...] of genes [..., F]; shared rows cost the same whatever the allocation."""
-        out: np.ndarray = self.chunks(genes) @ np.array([f.bytes_per_chunk for f in self.features])
+    def bytes_of(self, counts: np.ndarray) -> np.ndarray:
+        """Bytes of exact and hot rows, [...] of chunk counts [..., F]; the shared region does not grow with them."""
+        out: np.ndarray = counts @ np.array([f.bytes_per_chunk for f in self.features])
         return out
 
     def allocation(self, genes: Genes) -> dict[str, int]:

@@ -82,6 +82,15 @@ def test_allocations_without_a_supernet_keep_the_budget(prepared: Any, recsys: C
     assert set(result["chunks"]) == FEATURES
 
 
+def test_the_published_loop_saves_what_it_would_have_saved(prepared: Any, recsys: Callable[..., Any]) -> None:
+    result = searched(prepared, recsys, "search.evolution=published", "search.generations=3")
+    assert result["candidates"] == 3 * 20
+    assert len(result["front"]) == 1
+    refused = recsys("search", prepared.config, "search.evolution=published", "search.max_lookups=5")
+    assert refused.code == 2
+    assert "the published loop knows no budget" in refused.err
+
+
 def test_retraining_starts_from_the_supernet_or_from_its_first_weights(
     prepared: Any, recsys: Callable[..., Any]
 ) -> None:

@@ -108,3 +108,12 @@ def test_shipped_configs_are_right(path: Path) -> None:
     config = load_config(path)
     assert isinstance(config, ExperimentConfig)
     assert config.name == path.stem
+
+
+def test_a_recipe_brings_its_spec() -> None:
+    data = {"name": "x", "data": {"recipe": "criteo", "split": {"kind": "random"}}}
+    config = config_from(data)
+    assert config.spec.layout.id_names == tuple(f"C{n}" for n in range(1, 27))
+    assert config_from(yaml.safe_load(config.to_yaml())) == config
+    with pytest.raises(ConfigError, match="spec"):
+        config_from({"name": "x", "data": {"source": "events.csv", "split": {"kind": "random"}}})
