@@ -7,10 +7,11 @@ allocations, what the search costs beside one training, and a planted truth on `
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,17 @@ class DataSet:
     budgets: tuple[int, ...]
     """Lookups among which the fewest for equal quality are found."""
 
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe."""
+    features: Sequence[Mapping[str, Any]] = ()
+    """In place of the recipe's own."""
+
     def store(self, folder: Path) -> Store:
         """The prepared rows; the same for all seeds."""
         recipe = RECIPES[self.recipe]
-        return build_store(recipe.load(), validate(FeatureSpec, recipe.spec_hint), self.split, folder)
+        hint = recipe.spec_hint
+        spec = {"features": self.features, "labels": hint["labels"]} if self.features else hint
+        return build_store(recipe.load(None, **self.params), validate(FeatureSpec, spec), self.split, folder)
 
 
 DATA_SETS = {
@@ -132,6 +140,54 @@ DATA_SETS = {
 }
 
 
+# ---- a planted truth
+
+PLANTED = "synthetic"
+INFORMED = (1.0, 0.8, 0.63, 0.5, 0.4, 0.3, 0.22, 0.15)
+"""Standard deviations of the effects of eight fields with 3,000 values each."""
+USELESS = (10, 100, 300, 1000, 2000, 3000, 3000, 5000, 10_000, 20_000)
+"""Numbers of values of ten fields that tell nothing."""
+
+
+def _planted(seed: int) -> DataSet:
+    """Fields of known information; two lookups for each that has some."""
+    informed = {f"informed_{place}": 3000 for place in range(len(INFORMED))}
+    useless = {f"useless_{place}": values for place, values in enumerate(USELESS)}
+    names = [*informed, *useless]
+    params = {
+        "rows": 400_000,
+        "seed": seed,
+        "fields": {"country": 20, "device": 5, "user_id": 50, **informed, **useless},
+        "effects": dict.fromkeys(names, 0.0) | dict(zip(informed, INFORMED, strict=True)),
+        "drifting": [],
+        "zipf": 1.05,
+        "rare": 1e-4,
+        "spread": 1.6,
+    }
+    return DataSet(
+        title=f"synthetic, seed {seed}",
+        recipe="synthetic",
+        split=RandomSplit(fractions=(0.8, 0.1, 0.1), seed=0),
+        embedding={"width": 4, "rows": 4000},
+        model={"interaction": "dcnv2", "cross_layers": 1, "hidden": (64,)},
+        train={
+            "batch_size": 2048,
+            "epochs": 4,
+            "patience": 2,
+            "learning_rate": 2e-3,
+            "table_optimizer": "rmsprop",
+            "table_learning_rate": 3e-3,
+            "table_l2": 1e-4,
+            "ema": 0.99,
+        },
+        levels=(0, 1, 2, 3, 4, 6, 8),
+        budget=2 * len(INFORMED),
+        budgets=(),
+        params=params,
+        features=[{"type": "id", "name": name, "dtype": "integer"} for name in names],
+    )
+
+
 @dataclass
 class Searched:
     """What was found out about a data set before anything was retrained."""
@@ -153,7 +209,8 @@ def measure(settings: Settings) -> Outcome:
     differences: dict[str, dict[str, Difference]] = {}
     bars: list[Bar] = []
     savings = []
-    for name in settings.parts or DATA_SETS:
+    parts = settings.parts or (*DATA_SETS, PLANTED)
+    for name in (part for part in parts if part != PLANTED):
         data = DATA_SETS[name]
         with tempfile.TemporaryDirectory() as folder:
             settings.log(f"{data.title}: preparing")
@@ -164,7 +221,7 @@ def measure(settings: Settings) -> Outcome:
         saving, figures[name] = _equal_quality(data, searched, runs, store)
         savings.append(saving)
         fidelity = _fidelity(searched, runs)
-        total = sum(searched.seconds[part] for part in ("supernet", "evolution", "finalists"))
+        total = sum(searched.seconds[part] for part in ("supernet", "sample", "evolution", "finalists"))
         bars += [
             Bar(f"{data.title}: Spearman, supernet against retrained", fidelity, ">=", 0.7),
             Bar(f"{data.title}: search over one full training", total / searched.seconds["full training"], "<=", 3),
@@ -192,57 +249,54 @@ def measure(settings: Settings) -> Outcome:
     bars.append(
         Bar("data sets with at most 60 % of the best uniform allocation's lookups and parameters", small, ">=", 2)
     )
+    if PLANTED in parts:
+        planted, figures[PLANTED] = _find_planted(settings)
+        bars += planted
     return Outcome(bars, figures)
 
 
-def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
-    """Searches at every budget, and makes the allocations it is held against; nothing else runs meanwhile."""
-    counts, epochs = store.id_counts("train"), 1 if settings.quick else int(data.train["epochs"])
-    config = SearchConfig(levels=data.levels)
-    space = space_of(store.layout, EmbeddingConfig.model_validate(data.embedding), counts, config, {})
-    train = TrainConfig.model_validate({**data.train, "epochs": epochs})
-    seconds: dict[str, float] = {}
+class _Workshop:
+    """Trains models of a data set one at a time, on all processors, and takes the time."""
 
-    def build(genes: Genes) -> CTRModel:
-        chunks = ChunksConfig(default=0, features=space.allocation(genes))
-        embedding = EmbeddingConfig.model_validate({**data.embedding, "chunks": chunks})
-        plan = plan_embedding(store.layout, embedding, counts)
-        return CTRModel(store.layout, plan, ModelConfig.model_validate(data.model), optimizer=train.optimizer_of_table)
+    def __init__(self, data: DataSet, store: Store, settings: Settings) -> None:
+        self.data, self.store, self.settings = data, store, settings
+        self.counts = store.id_counts("train")
+        self.config = SearchConfig(levels=data.levels)
+        embedding = EmbeddingConfig.model_validate(data.embedding)
+        self.space = space_of(store.layout, embedding, self.counts, self.config, {})
+        self.train = TrainConfig.model_validate({**data.train, **({"epochs": 1} if settings.quick else {})})
+        self.seconds: dict[str, float] = {}
 
-    def fit(name: str, model: CTRModel, make: Callable[[CTRModel, Path], Trainer]) -> CTRModel:
+    def build(self, genes: Genes) -> CTRModel:
+        chunks = ChunksConfig(default=0, features=self.space.allocation(genes))
+        embedding = EmbeddingConfig.model_validate({**self.data.embedding, "chunks": chunks})
+        plan = plan_embedding(self.store.layout, embedding, self.counts)
+        network = ModelConfig.model_validate(self.data.model)
+        return CTRModel(self.store.layout, plan, network, optimizer=self.train.optimizer_of_table)
+
+    def valid(self) -> Loader:
+        return Loader(self.store, "valid", self.train.eval_batch_size)
+
+    def fit(self, name: str, genes: Genes, epochs: int | None = None) -> CTRModel:
+        """An ordinary training; `supernet` trains that."""
+        model = self.build(genes)
+        config = self.train.model_copy(update={"epochs": epochs}) if epochs else self.train
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            make(model, Path(folder)).fit(Loader(store, "train", train.batch_size, shuffle_seed=0), valid())
-        seconds[name] = time.perf_counter() - started
-        settings.log(f"{data.title}: {name} took {seconds[name]:.1f} s")
+            common: dict[str, Any] = {"seed": 0, "folder": Path(folder)}
+            trainer = (
+                SupernetTrainer(model, config, space=self.space, supernet=SupernetConfig(), **common)
+                if name == "supernet"
+                else Trainer(model, config, **common)
+            )
+            trainer.fit(Loader(self.store, "train", config.batch_size, shuffle_seed=0), self.valid())
+        self.seconds[name] = time.perf_counter() - started
+        self.settings.log(f"{self.data.title}: {name} took {self.seconds[name]:.1f} s")
         return model
 
-    def valid() -> Loader:
-        return Loader(store, "valid", train.eval_batch_size)
-
-    build(uniform(space, 1)).logits(next(iter(valid())))  # compiles the kernels, so that no time below has it
-    short = fit(
-        "short training", build(uniform(space, 1)), lambda m, f: Trainer(m, _epochs(train, 1), seed=0, folder=f)
-    )
-    full = fit("full training", build(space.largest), lambda m, f: Trainer(m, train, seed=0, folder=f))
-    supernet = fit(
-        "supernet",
-        build(space.largest),
-        lambda m, f: SupernetTrainer(m, train, space=space, supernet=SupernetConfig(), seed=0, folder=f),
-    )
-    sample = next(iter(valid()))
-    norms = {STATISTICS: chunk_norms(short, [sample]), MAGNITUDE: chunk_norms(full, [sample])}
-
-    allocations = {LARGEST: space.allocation(space.largest)}
-    for count in sorted(set(data.levels) - {0}):
-        allocations[f"{UNIFORM}@{count * len(space.features)}"] = dict.fromkeys(space.names, count)
-    allocations[STATISTICS] = space.allocation(by_statistics(space, norms[STATISTICS], counts, data.budget))
-    allocations[MAGNITUDE] = by_magnitude(space, norms[MAGNITUDE], data.budget)
-    places = drawn_places(store.rows("valid"), config.sample_rows, 0)
-    started = time.perf_counter()
-    fitness = Fitness(supernet, space, Sample.of(supernet, valid(), places), config.metric)
-    looked_up = time.perf_counter() - started
-    for budget in (data.budget, *data.budgets):
+    def search(self, supernet: CTRModel, fitness: Fitness, budget: int) -> tuple[Genes, int]:
+        """The allocation for a budget, as `recsys search` finds it, and the number of candidates."""
+        config, space = self.config, self.space
         started = time.perf_counter()
         found = evolve(
             space,
@@ -252,28 +306,77 @@ def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
             parents=config.parents,
             mutation=config.mutation,
             max_lookups=budget,
-            first=[uniform(space, count) for count in data.levels if count],
+            first=[uniform(space, count) for count in self.data.levels if count],
         )
         evolved = time.perf_counter()
         finalists = found.genes[found.order[: config.finalists]]
-        whole = judge(supernet, valid(), space, finalists, config.metric)
-        allocations[f"{OURS}@{budget}"] = space.allocation(finalists[int(whole.argmax())])
-        if budget == data.budget:
-            seconds["evolution"] = evolved - started + looked_up
-            seconds["finalists"] = time.perf_counter() - evolved
-            candidate = (evolved - started) / len(found.genes)
+        whole = judge(supernet, self.valid(), space, finalists, config.metric)
+        self.seconds |= {"evolution": evolved - started, "finalists": time.perf_counter() - evolved}
+        return finalists[int(whole.argmax())], len(found.genes)
+
+
+def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
+    """Searches at every budget, and makes the allocations it is held against; nothing else runs meanwhile."""
+    shop = _Workshop(data, store, settings)
+    space, config = shop.space, shop.config
+    shop.build(uniform(space, 1)).logits(next(iter(shop.valid())))  # compiles the kernels before the clock runs
+    short = shop.fit("short training", uniform(space, 1), epochs=1)
+    full = shop.fit("full training", space.largest)
+    supernet = shop.fit("supernet", space.largest)
+    sample = next(iter(shop.valid()))
+    norms = {STATISTICS: chunk_norms(short, [sample]), MAGNITUDE: chunk_norms(full, [sample])}
+
+    allocations = {LARGEST: space.allocation(space.largest)}
+    for count in sorted(set(data.levels) - {0}):
+        allocations[f"{UNIFORM}@{count * len(space.features)}"] = dict.fromkeys(space.names, count)
+    allocations[STATISTICS] = space.allocation(by_statistics(space, norms[STATISTICS], shop.counts, data.budget))
+    allocations[MAGNITUDE] = by_magnitude(space, norms[MAGNITUDE], data.budget)
     started = time.perf_counter()
-    predict(full, valid())
-    a_pass = time.perf_counter() - started
+    places = drawn_places(store.rows("valid"), config.sample_rows, 0)
+    fitness = Fitness(supernet, space, Sample.of(supernet, shop.valid(), places), config.metric)
+    shop.seconds["sample"] = time.perf_counter() - started
+    for budget in data.budgets:
+        allocations[f"{OURS}@{budget}"] = space.allocation(shop.search(supernet, fitness, budget)[0])
+    chosen, candidates = shop.search(supernet, fitness, data.budget)
+    allocations[f"{OURS}@{data.budget}"] = space.allocation(chosen)
+    passes = []
+    for _ in range(3):
+        started = time.perf_counter()
+        predict(full, shop.valid())
+        passes.append(time.perf_counter() - started)
     generator = np.random.Generator(np.random.PCG64(1))
     for number, genes in enumerate(_random_at(space, data.budget, RANDOM, generator)):
         allocations[f"random {number}"] = space.allocation(genes)
     drawn = [space.repair(genes, None, generator) for genes in space.random(generator, FIDELITY)]
-    values = judge(supernet, valid(), space, np.stack(drawn), config.metric)
+    values = judge(supernet, shop.valid(), space, np.stack(drawn), config.metric)
     for number, genes in enumerate(drawn):
         allocations[f"drawn {number}"] = space.allocation(genes)
     ranked = {f"drawn {number}": float(value) for number, value in enumerate(values)}
-    return Searched(space, allocations, ranked, seconds, candidate, a_pass)
+    seconds = shop.seconds
+    return Searched(space, allocations, ranked, seconds, seconds["evolution"] / candidates, statistics.median(passes))
+
+
+def _find_planted(settings: Settings) -> tuple[list[Bar], dict[str, Any]]:
+    """Whether useless fields get nothing and informative ones the more the more they tell."""
+    dropped, orders, found = [], [], []
+    for seed in SEEDS[:1] if settings.quick else SEEDS:
+        data = _planted(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            settings.log(f"{data.title}: preparing")
+            shop = _Workshop(data, data.store(Path(folder)), settings)
+            supernet = shop.fit("supernet", shop.space.largest)
+            fitness = Fitness(supernet, shop.space, Sample.of(supernet, shop.valid()), shop.config.metric)
+            chunks = shop.space.chunks(shop.search(supernet, fitness, data.budget)[0])
+        informed, useless = chunks[: len(INFORMED)], chunks[len(INFORMED) :]
+        dropped.append(float((useless == 0).mean()))
+        orders.append(float(spearmanr(INFORMED, informed)[0]))
+        found.append({"seed": seed, "informed": informed.tolist(), "useless": useless.tolist()})
+        settings.log(f"{data.title}: {found[-1]}")
+    bars = [
+        Bar("synthetic: share of useless fields without a chunk", statistics.mean(dropped), ">=", 0.9),
+        Bar("synthetic: Spearman of chunks and information", statistics.mean(orders), ">=", 0.8),
+    ]
+    return bars, {"effects": INFORMED, "useless_values": USELESS, "found": found}
 
 
 def _random_at(space: SearchSpace, budget: int, number: int, generator: np.random.Generator) -> list[Genes]:
@@ -284,10 +387,6 @@ def _random_at(space: SearchSpace, budget: int, number: int, generator: np.rando
         if space.lookups(genes) == budget and not any((genes == other).all() for other in out):
             out.append(genes)
     return out
-
-
-def _epochs(train: TrainConfig, epochs: int) -> TrainConfig:
-    return train.model_copy(update={"epochs": epochs})
 
 
 def _retrain(data: DataSet, searched: Searched, folder: Path, settings: Settings) -> dict[str, list[Run]]:
@@ -384,4 +483,4 @@ def _auc(run: Run) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("dimension_search", measure, parts=tuple(DATA_SETS)))
+    raise SystemExit(main("dimension_search", measure, parts=(*DATA_SETS, PLANTED)))

@@ -38,6 +38,8 @@ from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.training import Trainer, TrainingListener, load_best
 
+STARTS = 6
+"""Budgets from whose best allocations the search for a front begins."""
 NORM_ROWS = 16_384
 """Validation rows through which the norms of chunks are measured."""
 
@@ -259,7 +261,7 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     places = drawn_places(job.store.rows("valid"), settings.sample_rows, settings.seed)
     sample = Sample.of(model, job.loader("valid", config), places)
     log = _Evaluations(job, Fitness(model, space, sample, settings.metric))
-    with job.console.progress("searching", settings.generations) as log.task:
+    with job.console.progress("searching", None) as log.task:
         genes, fitness, finalists = _evolved(settings, space, log)
     searched = time.perf_counter() - started
     started = time.perf_counter()
@@ -296,8 +298,22 @@ def _evolved(
     if settings.max_lookups is not None:
         evolved = evolve(space, log.fitness, parents=settings.parents, **common)
         return evolved.genes, evolved.fitness, evolved.genes[evolved.order[: settings.finalists]]
-    genes, objectives = search_front(space, log.objectives, objectives=1 + len(settings.objectives), **common)
-    return genes, -objectives[:, 0], genes[_spread(non_dominated(objectives), settings.finalists)]
+    started = [*common.pop("first"), *_starts(settings, space, log)]
+    objectives = 1 + len(settings.objectives)
+    genes, values = search_front(space, log.objectives, objectives=objectives, first=started, **common)
+    return genes, -values[:, 0], genes[_spread(non_dominated(values), settings.finalists)]
+
+
+def _starts(settings: SearchConfig, space: SearchSpace, log: _Evaluations) -> list[Genes]:
+    """Good allocations of a few budgets, each found from the one above it; NSGA-II alone takes far longer to them."""
+    found: list[Genes] = []
+    largest, least = float(space.lookups(space.largest)), max(space.least_lookups, 1.0)
+    for budget in np.geomspace(largest, least, STARTS + 2)[1:-1]:
+        short: dict[str, Any] = {"generations": -(-settings.generations // 4), "population": settings.population}
+        short |= {"parents": settings.parents, "mutation": settings.mutation, "seed": settings.seed}
+        evolved = evolve(space, log.fitness, max_lookups=float(budget), first=found[-1:], **short)
+        found.append(evolved.best)
+    return found
 
 
 class _Evaluations:
