@@ -72,7 +72,9 @@ class RowMap:
         before = {f.name: f for f in old.plan.features if f.chunks and f.name not in reset}
         both = [(before[f.name], f) for f in new.plan.features if f.chunks and f.name in before]
         self._kept = old.kept
-        self._segments = sorted({(was.base, was.span, now.base, now.span) for was, now in both})
+        # fields that pruning left to read zeros have nothing to give to what they share with others now
+        hashing = [(was, now) for was, now in both if not (old.plan.pruned and was.base == old.plan.hashed)]
+        self._segments = sorted({(was.base, was.span, now.base, now.span) for was, now in hashing})
         pairs, traffic = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)]
         for was, now in both:
             values, counts = (torch.from_numpy(array) for array in id_counts[now.name])
