@@ -69,6 +69,9 @@ class MultiplexedEmbedding(nn.Module):
                 mend="leave it empty, or set embedding.kernel to auto",
             )
         self._watched: list[_Watched] = []
+        self.gate: nn.Module | None = None
+        """Takes the number of a feature in plan order and the vectors [n, chunks * D] of n lookups, and gives what is
+        read in their place; set by those who train one."""
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         """Looks all features up.
@@ -88,14 +91,18 @@ class MultiplexedEmbedding(nn.Module):
         if self.plan.hot_slots and self.training and torch.is_grad_enabled():
             vectors.retain_grad()
             self._watched.append(_Watched(vectors, ids, bag_values, bag_lengths))
-        if not bag_rows:
-            return vectors.view(batch, self.single_lookups * width)
         sizes = [part.numel() for part in flat]
-        single, *bags = vectors.split(sizes)
+        single, *bags = vectors.split(sizes) if bag_rows else (vectors,)
         parts = [single.view(batch, self.single_lookups * width)]
-        for vector, bag_row, lengths, pooling in zip(bags, bag_rows, bag_lengths, self.poolings, strict=True):
-            parts.append(pool(vector.reshape(bag_row.shape[0], bag_row.shape[1] * width), lengths, pooling))
-        return torch.cat(parts, 1)
+        if self.gate is not None:
+            own = parts[0].split([f.chunks * width for f in self.singles], 1)
+            parts = [self.gate(number, vector) for number, vector in enumerate(own)]
+        for i, (vector, bag_row, lengths) in enumerate(zip(bags, bag_rows, bag_lengths, strict=True)):
+            values = vector.reshape(bag_row.shape[0], bag_row.shape[1] * width)
+            if self.gate is not None:
+                values = self.gate(len(self.singles) + i, values)
+            parts.append(pool(values, lengths, self.poolings[i]))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def rows(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The rows each lookup reads: [B, lookups] int32 of single-valued features, and [N_g, chunks] of each bag."""
