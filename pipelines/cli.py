@@ -179,6 +179,42 @@ def convert(
 
 
 @app.command()
+def prune(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
+    ],
+    keep: Annotated[float, typer.Option("--keep", help="Share of the rows to keep, such as 0.5.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="Rows to rank and to measure on: prepared data (a folder; its train and its test split) or raw rows "
+            "with labels (a file or glob). A run has its own.",
+        ),
+    ] = None,
+    by: Annotated[str, typer.Option("--by", help="What ranks the rows: magnitude or gradient.")] = "gradient",
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The new bundle's folder; beside the model, `-pruned` added, by default."),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Write a trained model anew without the rows that matter least, and tell what that costs.
+
+    `recsys prune work/synthetic/runs/0001 --keep 0.5`
+
+    `recsys prune models:/synthetic@challenger --keep 0.5 --by magnitude --out small`
+    """
+    with _job(as_json) as job:
+        from pipelines.prune import prune_bundle
+
+        uri = _tracking_uri(tracking_uri, workspace)
+        job.result = prune_bundle(model, keep, by, job.console, tracking_uri=uri, data=data, out=out)
+
+
+@app.command()
 def run(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
     """Prepare, train, evaluate and register.
 

@@ -4,7 +4,8 @@ WORKSPACE/mlflow.db          tracking store and registry of all experiments
 WORKSPACE/NAME/data/         the prepared data
 WORKSPACE/NAME/runs/0001/    one training: config.yaml, run.json, warm_start.json (if it started from a
                              trained model), checkpoints/, bundle/, train.json, evaluation.json and report.html
-                             (of the validation split: evaluation-valid.json, ...), bundle-FORMAT/ (converted)
+                             (of the validation split: evaluation-valid.json, ...), bundle-FORMAT/ (converted),
+                             bundle-pruned/ (pruned)
 WORKSPACE/NAME/searches/0001/  one search for widths: config.yaml, search.json, checkpoints/, initial/ and supernet/
                              (bundles), evaluations.jsonl, candidates.json, front.json, pictures, allocation.json,
                              result.json

@@ -13,6 +13,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from recsys.embeddings.kept import KeptRows
+
 HASH_VERSION = 1
 """Changes whenever a fingerprint would reach other rows; stored with every artefact."""
 
@@ -128,7 +130,7 @@ class Addresser(nn.Module):
         self._exact = _ExactLookups(lookups) if any(x.exact for x in lookups) else None
         self._hot = _HotLookups(lookups) if any(x.hot for x in lookups) else None
 
-    def forward(self, values: Tensor, exact_keys: Tensor, hot_keys: Tensor) -> Tensor:
+    def forward(self, values: Tensor, exact_keys: Tensor, hot_keys: Tensor, kept: KeptRows | None = None) -> Tensor:
         """Rows of every lookup.
 
         Args:
@@ -136,6 +138,7 @@ class Addresser(nn.Module):
             exact_keys: [K] int32 or int64: the exact index, `exact_key` of every value with rows of its own, ascending
                 within each feature's segment.
             hot_keys: [S] int32: the hot index, the key of every slot's owner.
+            kept: where the hashed rows lie that pruning left.
 
         Returns:
             [n, lookups] int32 rows of the table.
@@ -145,6 +148,8 @@ class Addresser(nn.Module):
         rows = range_reduce(hashes, self._span)
         if not self._all_at_zero:
             rows = rows + self._base
+        if kept is not None:
+            rows = kept(rows)
         if self._exact is not None:
             rows = self._exact(hashes, rows, exact_keys)
         if self._hot is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from features.errors import ConfigError
 from recsys.embeddings.addressing import Addresser, Lookup, Segment
 from recsys.embeddings.hot import HotRegion
+from recsys.embeddings.kept import KeptRows
 from recsys.embeddings.kernel import KernelName, make_table
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
 from recsys.embeddings.table import Table, TableOptimizer
@@ -50,6 +51,8 @@ class MultiplexedEmbedding(nn.Module):
         self.poolings = poolings
         self.register_buffer("exact_keys", torch.from_numpy(plan.exact_keys.copy()))
         self.register_buffer("hot_keys", torch.from_numpy(plan.hot_keys.copy()))
+        pruned = plan.pruned
+        self.kept = KeptRows(pruned.hashed + 1, pruned.left) if pruned and pruned.indexed else None
         self.singles = [f for f in plan.features if not f.bag]
         self.bags = [f for f in plan.features if f.bag]
         self.single_lookups = sum(f.chunks for f in self.singles)
@@ -66,6 +69,9 @@ class MultiplexedEmbedding(nn.Module):
                 mend="leave it empty, or set embedding.kernel to auto",
             )
         self._watched: list[_Watched] = []
+        self.gate: nn.Module | None = None
+        """Takes the number of a feature in plan order and the vectors [n, chunks * D] of n lookups, and gives what is
+        read in their place; set by those who train one."""
 
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         """Looks all features up.
@@ -85,23 +91,27 @@ class MultiplexedEmbedding(nn.Module):
         if self.plan.hot_slots and self.training and torch.is_grad_enabled():
             vectors.retain_grad()
             self._watched.append(_Watched(vectors, ids, bag_values, bag_lengths))
-        if not bag_rows:
-            return vectors.view(batch, self.single_lookups * width)
         sizes = [part.numel() for part in flat]
-        single, *bags = vectors.split(sizes)
+        single, *bags = vectors.split(sizes) if bag_rows else (vectors,)
         parts = [single.view(batch, self.single_lookups * width)]
-        for vector, bag_row, lengths, pooling in zip(bags, bag_rows, bag_lengths, self.poolings, strict=True):
-            parts.append(pool(vector.reshape(bag_row.shape[0], bag_row.shape[1] * width), lengths, pooling))
-        return torch.cat(parts, 1)
+        if self.gate is not None:
+            own = parts[0].split([f.chunks * width for f in self.singles], 1)
+            parts = [self.gate(number, vector) for number, vector in enumerate(own)]
+        for i, (vector, bag_row, lengths) in enumerate(zip(bags, bag_rows, bag_lengths, strict=True)):
+            values = vector.reshape(bag_row.shape[0], bag_row.shape[1] * width)
+            if self.gate is not None:
+                values = self.gate(len(self.singles) + i, values)
+            parts.append(pool(values, lengths, self.poolings[i]))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def rows(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The rows each lookup reads: [B, lookups] int32 of single-valued features, and [N_g, chunks] of each bag."""
-        rows = self.address(ids, self.exact_keys, self.hot_keys)
+        rows = self.address(ids, self.exact_keys, self.hot_keys, self.kept)
         if not self.bags:
             return rows, []
         values = bag_values.split(bag_lengths.sum(1).tolist())
         return rows, [
-            address(v.unsqueeze(1), self.exact_keys, self.hot_keys)
+            address(v.unsqueeze(1), self.exact_keys, self.hot_keys, self.kept)
             for address, v in zip(self.address_bags, values, strict=True)
         ]
 
@@ -109,7 +119,12 @@ class MultiplexedEmbedding(nn.Module):
         """The rows [n, chunks] int32 that values [n] int64 of one feature read."""
         f = next(f for f in self.plan.features if f.name == feature)
         address = Addresser(_lookups(f, 0), self.plan.hash_seed)
-        return cast(Tensor, address(fingerprints.unsqueeze(1), self.exact_keys, self.hot_keys))
+        return cast(Tensor, address(fingerprints.unsqueeze(1), self.exact_keys, self.hot_keys, self.kept))
+
+    def indices(self) -> dict[str, Tensor]:
+        """All that leads from ids to rows and is no hash, by name; the live tensors."""
+        kept = {"kept_words": self.kept.words, "kept_before": self.kept.before} if self.kept is not None else {}
+        return {"exact_keys": self.exact_keys, "hot_keys": self.hot_keys, **kept}
 
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """One optimizer step of the table, then one of the hot region: ids that earned a slot take it over.
@@ -142,7 +157,7 @@ class MultiplexedEmbedding(nn.Module):
     def training_bytes(self) -> int:
         """Bytes of all that training keeps by row or id: the table with its optimizer's state and moving average, the
         indices, and the hot region's scores, ages and sketch."""
-        tensors = [self.exact_keys, self.hot_keys, *(self.hot.state().values() if self.hot else ())]
+        tensors = [*self.indices().values(), *(self.hot.state().values() if self.hot else ())]
         return self.table.training_bytes + sum(t.numel() * t.element_size() for t in tensors)
 
     def set_owners(self, keys: np.ndarray, shares: np.ndarray) -> None:

@@ -183,6 +183,7 @@ def count_ids(layout: Layout, batches: Iterable[Batch]) -> dict[str, tuple[np.nd
 
 def regions_of(plan: EmbeddingPlan) -> list[Region]:
     """The regions of a plan in order of their rows; rows that are neither hashed into nor exact are hot."""
+    plan = plan.stored
     name = "shared" if plan.kind == "multiplexed" else "own"
     known = [Region(name, *segment) for segment in {(f.base, f.base + f.span) for f in plan.features if f.chunks}]
     known += [
@@ -218,7 +219,7 @@ def occupy(embedding: MultiplexedEmbedding, counts: IdCounts, plan: EmbeddingPla
     Raises:
         DataError: The sample lacks a feature of the plan.
     """
-    plan = plan or embedding.plan
+    plan = (plan or embedding.plan).stored
     used = [f for f in plan.features if f.chunks]
     for f in used:
         if f.name not in counts:

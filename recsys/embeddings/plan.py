@@ -20,12 +20,40 @@ from recsys.embeddings.addressing import HASH_VERSION, NO_OWNER, WAYS, exact_key
 from recsys.embeddings.config import EmbeddingConfig
 from recsys.embeddings.formats import FormatName, RowFormat
 from recsys.embeddings.hot import most_frequent
+from recsys.embeddings.kept import WORD_BYTES, words_of
 
 HOT_KEY_BYTES = 4
 """Bytes of one entry of the hot index."""
 
 IdCounts = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Feature name -> (distinct fingerprints int64, how often each was seen)."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning left of the rows that ids hash to; `base` and `span` of a feature count them as they were before.
+
+    The table begins with the rows that are left, then comes one row of zeros, then the rows of exact values and hot
+    ids.  Whatever was pruned is read as the row of zeros: a hashed row by way of the index `KeptRows`; all values of an
+    exact field that are not in its index, since its `base` is then the row of zeros, and its `span` 1.
+    """
+
+    hashed: int
+    """Rows that ids hash to, before; as a `base` this is the row of zeros."""
+    left: int
+    """How many of them are left; as a row of the table this is the row of zeros."""
+    in_reach: dict[str, int]
+    """Feature name -> how many of the rows it hashes to are left."""
+
+    @property
+    def indexed(self) -> bool:
+        """Whether an index leads to the rows that are left; there is none where all are."""
+        return self.left < self.hashed
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index of rows that are left."""
+        return words_of(self.hashed + 1) * WORD_BYTES if self.indexed else 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +65,7 @@ class FeaturePlan:
     """Several values a row, pooled."""
     chunks: int
     values: int
-    """Distinct values seen in training."""
+    """Distinct values seen in training; of an exact field that was pruned, those that have rows still."""
     region: str
     """exact, shared, own (rows hashed into by this feature only) or dropped (no chunks)."""
     base: int
@@ -83,6 +111,23 @@ class EmbeddingPlan:
     """The hot index at the start of training: a segment of keys a feature, in order of feature name."""
     hot_shares: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), compare=False, repr=False)
     """Share of the feature's training values that each of `hot_keys` took, 0 for an empty slot."""
+    pruned: Pruned | None = None
+    """What is left of the hashed rows; None of a table that was not pruned."""
+
+    @property
+    def hashed(self) -> int:
+        """Rows that ids hash to, those that were pruned among them."""
+        if self.pruned is not None:
+            return self.pruned.hashed
+        return max((f.base + f.span for f in self.features if f.chunks), default=0)
+
+    @property
+    def stored(self) -> EmbeddingPlan:
+        """The plan with hashed segments as they lie in the table: of a pruned one, all that is left is one segment."""
+        if self.pruned is None:
+            return self
+        left = self.pruned.left + 1
+        return replace(self, features=tuple(replace(f, base=0, span=left) if f.chunks else f for f in self.features))
 
     @property
     def exact_values(self) -> int:
@@ -111,8 +156,10 @@ class EmbeddingPlan:
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of everything indexed by ids: rows, their scales, the exact and the hot index."""
-        return self.rows * self.row_bytes + self.exact_values * self.key_bits // 8 + self.hot_slots * HOT_KEY_BYTES
+        """Bytes of everything indexed by ids: rows, their scales, the exact and the hot index, and that of the rows
+        which pruning left."""
+        indices = self.exact_values * self.key_bits // 8 + self.hot_slots * HOT_KEY_BYTES
+        return self.rows * self.row_bytes + indices + (self.pruned.index_bytes if self.pruned else 0)
 
     def summary(self) -> list[dict[str, Any]]:
         """One line a feature: region, distinct values, chunks, width, hot slots, rows in reach, bytes of its own."""
@@ -120,7 +167,8 @@ class EmbeddingPlan:
         for f in self.features:
             exact = f.region == "exact"
             exact_rows, hot_rows = f.values * f.chunks if exact else 0, f.hot_slots * f.chunks
-            own = exact_rows + hot_rows + (f.span if self.kind != "multiplexed" and f.chunks else 0)
+            span = self.pruned.in_reach[f.name] if self.pruned and f.chunks else f.span
+            own = exact_rows + hot_rows + (span if self.kind != "multiplexed" and f.chunks else 0)
             index = (f.values * self.key_bits // 8 if exact else 0) + f.hot_slots * HOT_KEY_BYTES
             lines.append(
                 {
@@ -131,7 +179,7 @@ class EmbeddingPlan:
                     "chunks": f.chunks,
                     "width": f.chunks * self.width,
                     "hot_slots": f.hot_slots,
-                    "rows": exact_rows or (f.span + hot_rows if f.chunks else 0),
+                    "rows": exact_rows or (span + hot_rows if f.chunks else 0),
                     "bytes": own * self.row_bytes + index,
                 }
             )
@@ -151,6 +199,7 @@ class EmbeddingPlan:
             "hot_half_life": self.hot_half_life,
             "hot_expire": self.hot_expire,
             "features": [asdict(f) for f in self.features],
+            **({"pruned": asdict(self.pruned)} if self.pruned else {}),
         }
 
     @classmethod
@@ -180,6 +229,7 @@ class EmbeddingPlan:
             key_bits=data["key_bits"],
             hot_half_life=data["hot_half_life"],
             hot_expire=data["hot_expire"],
+            pruned=Pruned(**data["pruned"]) if "pruned" in data else None,
         )
         return replace(
             plan,

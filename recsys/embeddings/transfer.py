@@ -71,7 +71,10 @@ class RowMap:
     ) -> None:
         before = {f.name: f for f in old.plan.features if f.chunks and f.name not in reset}
         both = [(before[f.name], f) for f in new.plan.features if f.chunks and f.name in before]
-        self._segments = sorted({(was.base, was.span, now.base, now.span) for was, now in both})
+        self._kept = old.kept
+        # fields that pruning left to read zeros have nothing to give to what they share with others now
+        hashing = [(was, now) for was, now in both if not (old.plan.pruned and was.base == old.plan.hashed)]
+        self._segments = sorted({(was.base, was.span, now.base, now.span) for was, now in hashing})
         pairs, traffic = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)]
         for was, now in both:
             values, counts = (torch.from_numpy(array) for array in id_counts[now.name])
@@ -101,7 +104,10 @@ class RowMap:
         unread = torch.ones(stop - start, dtype=torch.bool)
         unread[new - start] = False
         rows = unread.nonzero().flatten() + start
-        parts = [(new, old, weight.double()), *(overlaps(rows, *segment) for segment in self._segments)]
+        parts = [(new, old, weight.double())]
+        for segment in self._segments:
+            unseen, hashed, shared = overlaps(rows, *segment)
+            parts.append((unseen, hashed if self._kept is None else self._kept(hashed), shared))
         return _weighted(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -100,12 +100,10 @@ class CTRModel(nn.Module):
         return dict(self.network.named_parameters())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that make up the model, by name: network, table as it is stored, exact and hot index."""
+        """The tensors that make up the model, by name: network, table as it is stored, its indices."""
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
         out["table"] = self.embedding.table.stored()
-        out["exact_keys"] = self.embedding.exact_keys
-        out["hot_keys"] = self.embedding.hot_keys
-        return out
+        return out | self.embedding.indices()
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:

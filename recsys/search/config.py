@@ -29,6 +29,16 @@ class SupernetConfig(Strict):
     """Most passes over the training split; as `train.epochs` when left out."""
 
 
+class ThresholdConfig(Strict):
+    """Thresholds on the norms of values' vectors, learned with the model."""
+
+    rate: float = Field(1.0, gt=0)
+    """Of the plain gradient steps of the thresholds."""
+    pressure: float = Field(2e-3, ge=0)
+    """Weight of `exp(-threshold)`, summed over features, in the loss: about the nats an example that the values near
+    the threshold have to be worth together."""
+
+
 class SearchConfig(Strict):
     """How many chunks does each feature earn?"""
 

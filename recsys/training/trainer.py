@@ -94,6 +94,13 @@ class Trainer:
         folder: Path,
         listener: TrainingListener | None = None,
     ) -> None:
+        if model.plan.pruned:
+            raise ConfigError(
+                "a pruned table is not trained: all that was pruned is one row of zeros",
+                field="embedding",
+                found=f"{model.plan.pruned.left:,} of {model.plan.pruned.hashed:,} hashed rows",
+                mend="train a fresh model that starts from it: train.warm_start",
+            )
         if config.clip_norm is not None and not model.embedding.table.clips:
             raise ConfigError(
                 "the fbgemm kernel sums the gradients of equal rows inside its step, so they cannot be clipped before",

@@ -22,7 +22,7 @@ from recsys.serving.scorer import Scorer
 
 # The code under test, also where the package is not installed.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-VERBS = ("prepare", "train", "evaluate", "register", "score", "convert", "run", "inspect", "demo", "data")
+VERBS = ("prepare", "train", "evaluate", "register", "score", "convert", "prune", "run", "inspect", "demo", "data")
 
 
 def sha256(path: Path) -> str:
@@ -447,6 +447,89 @@ def test_a_conversion_that_misses_a_gate_is_not_registered(world: Any, recsys: C
     outcome = recsys("register", world.config, "--format", "int2")
     assert outcome.code == 1
     assert "not registered: run 0001 in int2 failed a gate (auc)" in outcome.out
+
+
+def test_prune_writes_a_smaller_bundle_and_tells_its_cost(
+    in_trained: Any, recsys: Callable[..., Any], tmp_path: Path
+) -> None:
+    run, out = in_trained.folder / "work" / "small" / "runs" / "0001", tmp_path / "small"
+    before = sha256(run / "bundle" / "weights.safetensors")
+    outcome = recsys("prune", run, "--keep", "0.5", "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    result = outcome.json
+    assert (result["by"], result["keep"], result["bundle"]) == ("gradient", 0.5, str(out))
+    assert "train split" in result["ranked_on"]
+    assert "test split" in result["measured_on"]
+    evaluated = recsys("evaluate", in_trained.config, "--json").json["metrics"]
+    assert result["old_metrics"]["auc"] == pytest.approx(evaluated["auc"], abs=1e-9)
+    assert result["change"]["logloss"] == result["metrics"]["logloss"] - result["old_metrics"]["logloss"]
+    old, new = Scorer.load(run / "bundle"), Scorer.load(out)
+    plan = new.bundle.model.plan
+    assert result["table_bytes"] == plan.table_bytes < 0.6 * result["old_table_bytes"]
+    assert result["rows"] == plan.rows == pytest.approx(0.5 * result["old_rows"], abs=2)
+    assert 0 < result["index_bytes"] < 0.02 * result["table_bytes"]
+    lines = {line["feature"]: line for line in result["features"]}
+    assert set(lines) == {"user", "item", "city", "tags", "hour", "user_city"}
+    assert lines["user_city"]["of"] == "rows"
+    assert lines["city"]["kept"] == next(f for f in plan.features if f.name == "city").values
+    assert "rows kept by gradient" in outcome.err
+    # what was measured is what the new bundle says, row by row as in a frame
+    rows = pl.read_parquet(in_trained.events).drop("click", "p_true")
+    assert 0 < np.abs(new.score(rows) - old.score(rows)).max() < 0.5
+    np.testing.assert_allclose(new.score(rows[:1].to_dicts()), new.score(rows)[:1], rtol=1e-5)
+    assert new.bundle.description["metrics"]["metrics"] == result["metrics"]
+    assert sha256(run / "bundle" / "weights.safetensors") == before
+    # and the other verbs take it
+    scored = recsys("score", out, in_trained.events, tmp_path / "scores.parquet", "--json")
+    assert scored.code == 0, scored.err
+    inspected = recsys("inspect", out, in_trained.events, "--json")
+    assert inspected.code == 0, inspected.err
+    assert inspected.json["table_bytes"] == plan.table_bytes
+    converted = recsys("convert", out, "--format", "int8", "--json")
+    assert converted.code == 0, converted.err
+    assert converted.json["table_bytes"] < plan.table_bytes
+    again = recsys("prune", out, in_trained.events, "--keep", "0.5", "--json")
+    assert again.code == 2
+    assert "pruned already" in again.err
+
+
+def test_prune_a_registered_model_with_and_without_raw_rows(
+    in_trained: Any, recsys: Callable[..., Any], tmp_path: Path
+) -> None:
+    common = ("--keep", "0.7", "--json")
+    measured = recsys("prune", "models:/small@challenger", in_trained.events, "--out", tmp_path / "a", *common)
+    assert measured.code == 0, measured.err
+    assert measured.json["metrics"]["rows"] == 3000
+    assert measured.json["gates"] is None
+    assert measured.json["ranked_on"] == measured.json["measured_on"]
+    assert "measured on the same rows" in measured.err
+    alone = recsys("prune", "models:/small@challenger", "--by", "magnitude", "--out", tmp_path / "b", *common)
+    assert alone.code == 0, alone.err
+    assert alone.json["metrics"] is alone.json["ranked_on"] is None
+    assert "name DATA" in alone.err
+
+
+def test_prune_refuses_and_leaves_nothing(in_trained: Any, recsys: Callable[..., Any], tmp_path: Path) -> None:
+    run = in_trained.folder / "work" / "small" / "runs" / "0001"
+    (tmp_path / "there").mkdir()
+    pl.read_parquet(in_trained.events).drop("click").write_parquet(tmp_path / "unlabelled.parquet")
+    out = ("--out", tmp_path / "new")
+    for arguments, words in (
+        ((run, "--keep", "0", *out), "above 0, at most 1"),
+        ((run, "--keep", "1.2", *out), "above 0, at most 1"),
+        ((run, "--keep", "0.5", "--by", "gradien", *out), "did you mean 'gradient'?"),
+        ((run, "--keep", "0.5", "--out", tmp_path / "there"), "there already"),
+        ((run / "bundle", "--keep", "0.5", *out), "the gradient needs data"),
+        ((run, tmp_path / "unlabelled.parquet", "--keep", "0.5", *out), "click"),
+        ((tmp_path, "--keep", "0.5", *out), "is no model bundle"),
+        (("models:/smal@challenger", "--keep", "0.5", *out), "did you mean 'small'?"),
+    ):
+        outcome = recsys("prune", *arguments, "--json")
+        assert outcome.code == 2, outcome.out
+        assert words in outcome.err
+        assert outcome.json["error"]["message"] in outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "unlabelled.parquet"]
+    assert in_trained.leftovers() == []
 
 
 def test_data_lists_and_writes(recsys: Callable[..., Any], tmp_path: Path) -> None:

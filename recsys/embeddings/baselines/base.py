@@ -67,6 +67,10 @@ class BaselineEmbedding(nn.Module, ABC):
     def forward(self, ids: Tensor, bag_values: Tensor, bag_lengths: Tensor) -> Tensor:
         """[B, F] int64 fingerprints -> [B, F * D], features in layout order; there are no bags."""
 
+    def indices(self) -> dict[str, Tensor]:
+        """As `MultiplexedEmbedding.indices`."""
+        return {"exact_keys": self.exact_keys, "hot_keys": self.hot_keys}
+
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """One optimizer step of the table."""
         self.table.step(learning_rate, scale)
