@@ -42,7 +42,8 @@ def test_rounding_errs_by_half_a_level_at_most(name: FormatName, values: list[fl
     error = (form.round(x) - x).abs()
     if form.name == "int8":
         # a bf16 scale is off by at most 1/256
-        assert (error <= x.abs().max() / form.half * 0.5 * 1.01).all()
+        # and the smallest scale there is, below which a row is zeros
+        assert (error <= x.abs().max() / form.half * 0.5 * 1.01 + 2**-126).all()
     elif not form.is_integer:
         relative = {"fp32": 0.0, "bf16": 2**-8, "fp16": 2**-11}[name]
         assert (error <= x.abs() * relative + 2**-25).all()
