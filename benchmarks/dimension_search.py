@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
 from benchmarks.arms import Arm, Run, Training, difference, run_arms
-from benchmarks.harness import Bar, Outcome, Settings, main
+from benchmarks.harness import ROOT, Bar, Outcome, Settings, main
 from features.loader import Loader
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
@@ -31,6 +32,7 @@ from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.config import ChunksConfig
 from recsys.evaluation.metrics import auc
 from recsys.evaluation.paired import Difference, over_seeds
+from recsys.evaluation.plots import Picture, Theme, legend, picture
 from recsys.models import CTRModel, ModelConfig
 from recsys.models.network import Network
 from recsys.search.config import SearchConfig, SupernetConfig
@@ -42,6 +44,8 @@ from recsys.search.supernet import SupernetTrainer
 from recsys.training import TrainConfig, Trainer, predict
 
 SEEDS: tuple[int, ...] = (0, 1, 2)
+SHOWN = 0.03
+"""AUC below the best that a picture shows."""
 RANDOM = 10
 """Random allocations at the same lookups."""
 FIDELITY = 20
@@ -50,6 +54,7 @@ WITHIN = 0.0005
 """AUC that counts as equal quality."""
 
 
+FOLDER = ROOT / "work" / "dimension_search"
 OURS, UNIFORM, STATISTICS, MAGNITUDE, LARGEST = "searched", "uniform", "statistics", "magnitude", "largest"
 
 
@@ -220,7 +225,10 @@ def measure(settings: Settings) -> Outcome:
         differences[name] = _against(data, searched, runs)
         saving, figures[name] = _equal_quality(data, searched, runs, store)
         savings.append(saving)
-        fidelity = _fidelity(searched, runs)
+        ranked = [(value, runs[arm][0].valid_auc) for arm, value in searched.fitness.items()]
+        fidelity = float(spearmanr(*zip(*ranked, strict=True))[0])
+        for made in (_lookups_picture(name, data, figures[name]["arms"]), _fidelity_picture(name, ranked)):
+            made.write(FOLDER)
         total = sum(searched.seconds[part] for part in ("supernet", "sample", "evolution", "finalists"))
         bars += [
             Bar(f"{data.title}: Spearman, supernet against retrained", fidelity, ">=", 0.7),
@@ -237,6 +245,7 @@ def measure(settings: Settings) -> Outcome:
             "seconds": searched.seconds,
             "candidate_ms": 1000 * searched.candidate_seconds,
             "fidelity": fidelity,
+            "ranked": ranked,
             "against": {other: d.to_json() for other, d in differences[name].items()},
             "allocations": searched.allocations,
         }
@@ -472,10 +481,36 @@ def _line(data: DataSet, searched: Searched, name: str, runs: Sequence[Run], sto
     }
 
 
-def _fidelity(searched: Searched, runs: Mapping[str, list[Run]]) -> float:
-    """Spearman's correlation of supernet fitness and retrained validation AUC over the random allocations."""
-    names = list(searched.fitness)
-    return float(spearmanr([searched.fitness[name] for name in names], [runs[name][0].valid_auc for name in names])[0])
+def _lookups_picture(name: str, data: DataSet, arms: Mapping[str, Mapping[str, float]]) -> Picture:
+    """Test AUC against lookups: searched and uniform allocations as lines, the others as dots."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for arm, line in arms.items():
+        groups.setdefault(arm.split("@")[0].split(" ")[0], []).append((line["lookups"], line["test_auc"]))
+    best = max(auc for points in groups.values() for _, auc in points)
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for (kind, points), colour in zip(
+            ((kind, groups[kind]) for kind in (OURS, UNIFORM, STATISTICS, MAGNITUDE)), theme.series, strict=True
+        ):
+            x, y = zip(*sorted(points), strict=True)
+            axes.plot(x, y, "o-", color=colour, label=kind, markersize=5, linewidth=2 if kind == OURS else 1.2)
+        x, y = zip(*groups["random"], strict=True)
+        axes.plot(x, y, ".", color=theme.faint, label="random", zorder=0)
+        axes.set(xlabel="lookups an example", ylabel="test AUC", ylim=(best - SHOWN, best + SHOWN / 10))
+        legend(axes, theme, "lower right")
+
+    return picture(f"lookups-{name}", f"{data.title}: test AUC of retrained models against lookups.", draw)
+
+
+def _fidelity_picture(name: str, ranked: Sequence[tuple[float, float]]) -> Picture:
+    """Retrained validation AUC against that of the supernet."""
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        x, y = zip(*ranked, strict=True)
+        axes.plot(x, y, "o", color=theme.series[0], markersize=5)
+        axes.set(xlabel="validation AUC of the supernet", ylabel="of the retrained model")
+
+    return picture(f"fidelity-{name}", "Random allocations: how the supernet judges them, and what they come to.", draw)
 
 
 def _auc(run: Run) -> float:

@@ -130,6 +130,7 @@ class Fitness:
     """
 
     def __init__(self, model: CTRModel, space: SearchSpace, sample: Sample, metric: str) -> None:
+        space.check_order([f.name for f in model.plan.features])
         self._networks = SubNetworks(model)
         self._space = space
         self._sample = sample

@@ -125,6 +125,11 @@ class SearchSpace:
             out[generator.choice(affordable)] = 1
         return out
 
+    def check_order(self, names: Sequence[str]) -> None:
+        """Raises ValueError unless these, a model's features with ids, are the space's in its order."""
+        if list(names) != self.names:
+            raise ValueError(f"the space has the features {self.names}, the model {list(names)}")
+
     def check_budget(self, max_lookups: float | None) -> None:
         """Refuses a budget that no allocation meets.
 

@@ -78,6 +78,7 @@ class SupernetTrainer(Trainer):
         listener: TrainingListener | None = None,
     ) -> None:
         super().__init__(model, config, seed=seed, folder=folder, listener=listener)
+        space.check_order([f.name for f in model.plan.features])
         self.space = space
         self.supernet = supernet
         self._masks = ChunkMasks(model)
