@@ -222,8 +222,8 @@ def measure(settings: Settings) -> Outcome:
             store = data.store(Path(folder))
             searched = _search(data, store, settings)
             runs = _retrain(data, searched, Path(folder), settings)
+            saving, figures[name] = _equal_quality(data, searched, runs, store)
         differences[name] = _against(data, searched, runs)
-        saving, figures[name] = _equal_quality(data, searched, runs, store)
         savings.append(saving)
         ranked = [(value, runs[arm][0].valid_auc) for arm, value in searched.fitness.items()]
         fidelity = float(spearmanr(*zip(*ranked, strict=True))[0])

@@ -56,14 +56,14 @@ class SearchConfig(Strict):
     """How the supernet is trained."""
     metric: Literal["auc", "logloss"] = "auc"
     """Of the validation split, by which allocations are judged."""
-    sample_rows: int = Field(8192, ge=2)
+    sample_rows: int = Field(4096, ge=2)
     """Validation rows that candidates are judged on; the best ones are judged again on all of them."""
     objectives: tuple[Literal["lookups", "input_width", "table_bytes"], ...] = ("lookups",)
     """Without a budget: what a front sets against quality. lookups: rows read for an example; input_width: numbers from
     the table that the network reads; table_bytes: of exact and hot rows, which grow with a feature's chunks."""
     tolerance: float = Field(0.0005, ge=0)
     """Without a budget: the allocation chosen is the cheapest of the front whose metric is within this of the best."""
-    finalists: int = Field(20, ge=1)
+    finalists: int = Field(40, ge=1)
     """How many candidates are judged on all validation rows."""
     evolution: Literal["elitist", "published"] = "elitist"
     """published: OptEmbed's released loop with its mistakes, for comparison; it knows no budget and no front, and its
