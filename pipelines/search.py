@@ -40,6 +40,8 @@ from recsys.training import Trainer, TrainingListener, load_best
 
 STARTS = 6
 """Budgets from whose best allocations the search for a front begins."""
+SHOWN = 4
+"""Points of the front that the progress display shows."""
 NORM_ROWS = 16_384
 """Validation rows through which the norms of chunks are measured."""
 
@@ -141,7 +143,8 @@ class _Job:
         plan = plan_of(config, self.store)
         model = model_of(config, self.store, plan)
         initial = self.folder.folder / "initial"
-        if not initial.is_dir():
+        supernet = self.settings.method == "supernet"
+        if supernet and not initial.is_dir():
             save_bundle(initial, model=model, pipeline=self.store.pipeline)
         if self.trained is not None:
             load_best(model, self.folder.checkpoints)
@@ -164,9 +167,9 @@ class _Job:
             result = make(model, Listeners(listeners)).fit(
                 self.loader("train", config), self.loader("valid", config), resume=True
             )
-        save_bundle(
-            self.folder.folder / "supernet", model=model, pipeline=self.store.pipeline, metrics=result.best_metrics
-        )
+        if supernet:
+            bundle = self.folder.folder / "supernet"
+            save_bundle(bundle, model=model, pipeline=self.store.pipeline, metrics=result.best_metrics)
         seconds = time.perf_counter() - started
         self.folder.write("trained.json", {"valid": result.best_metrics, "seconds": seconds})
         return model
@@ -261,7 +264,10 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     places = drawn_places(job.store.rows("valid"), settings.sample_rows, settings.seed)
     sample = Sample.of(model, job.loader("valid", config), places)
     log = _Evaluations(job, Fitness(model, space, sample, settings.metric))
-    with job.console.progress("searching", None) as log.task:
+    calls = settings.generations
+    if settings.max_lookups is None and settings.evolution == "elitist":
+        calls += STARTS * _short(settings)
+    with job.console.progress("searching", calls) as log.task:
         genes, fitness, finalists = _evolved(settings, space, log)
     searched = time.perf_counter() - started
     started = time.perf_counter()
@@ -309,11 +315,16 @@ def _starts(settings: SearchConfig, space: SearchSpace, log: _Evaluations) -> li
     found: list[Genes] = []
     largest, least = float(space.lookups(space.largest)), max(space.least_lookups, 1.0)
     for budget in np.geomspace(largest, least, STARTS + 2)[1:-1]:
-        short: dict[str, Any] = {"generations": -(-settings.generations // 4), "population": settings.population}
+        short: dict[str, Any] = {"generations": _short(settings), "population": settings.population}
         short |= {"parents": settings.parents, "mutation": settings.mutation, "seed": settings.seed}
         evolved = evolve(space, log.fitness, max_lookups=float(budget), first=found[-1:], **short)
         found.append(evolved.best)
     return found
+
+
+def _short(settings: SearchConfig) -> int:
+    """Generations of a search for one of the starts."""
+    return -(-settings.generations // 4)
 
 
 class _Evaluations:
@@ -324,7 +335,7 @@ class _Evaluations:
         self._path = job.folder.folder / "evaluations.jsonl"
         self._known: dict[bytes, float] = {}
         self._generation = 0
-        self._best = -np.inf
+        self._front = np.empty((0, 2))
         self.task: Task | None = None
         whole = 0
         if self._path.is_file():
@@ -348,7 +359,7 @@ class _Evaluations:
                 file.flush()
                 os.fsync(file.fileno())
         out = np.array([self._known[own.tobytes()] for own in genes])
-        self._told(out)
+        self._tell(genes, out)
         return out
 
     def objectives(self, genes: np.ndarray) -> np.ndarray:
@@ -357,17 +368,19 @@ class _Evaluations:
         costs = [[job.costs(own)[name] for name in job.settings.objectives] for own in job.space.chunks(genes)]
         return np.column_stack([-self.fitness(genes), np.array(costs, np.float64)])
 
-    def _told(self, fitness: np.ndarray) -> None:
-        self._generation += 1
-        self._best = max(self._best, float(fitness.max()))
+    def _tell(self, genes: np.ndarray, fitness: np.ndarray) -> None:
+        """Shows some points of the front so far."""
         job = self._job
+        self._generation += 1
+        seen = np.concatenate([self._front, np.column_stack([job.space.lookups(genes), -fitness])])
+        self._front = seen[non_dominated(seen)]
         if self.task is not None:
-            self.task.update(self._generation, f"best {job.settings.metric} {abs(self._best):.5f}")
+            points = self._front[_spread(np.arange(len(self._front)), SHOWN)]
+            text = ", ".join(f"{abs(value):.4f} at {lookups:g}" for lookups, value in points)
+            self.task.update(self._generation, f"{job.settings.metric} {text} lookups")
         if job.registry and job.run_id:
-            rows = [
-                ("search/best", self._best, self._generation),
-                ("search/mean", float(fitness.mean()), self._generation),
-            ]
+            values = {"search/best": -float(self._front[:, 1].min()), "search/mean": float(fitness.mean())}
+            rows = [(name, value, self._generation) for name, value in values.items()]
             job.registry.log_metrics(job.run_id, rows)
 
 
