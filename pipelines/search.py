@@ -22,7 +22,7 @@ from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
 from pipelines.tracking import MlflowListener, params_of
 from pipelines.train import check_trainable, model_of, plan_of
-from pipelines.workspace import Search, new_search, searches_of
+from pipelines.workspace import Search, check_started_with, new_search, searches_of
 from recsys.models import CTRModel
 from recsys.processes import launched
 from recsys.search.config import SearchConfig
@@ -123,7 +123,8 @@ class _Job:
             run_id = registry.start_run(experiment, f"{config.name}-search-{folder.name}", tags)
             registry.log_params(run_id, params_of(config))
             registry.log_files(run_id, folder.folder / "config.yaml")
-        folder.write("search.json", {"mlflow_run_id": run_id, **_digests(config, store)})
+        digests = {key: digest for key, (_, digest) in _digests(config, store).items()}
+        folder.write("search.json", {"mlflow_run_id": run_id, **digests})
         console.note(
             f"search {folder.name}: {len(space.features)} features, {np.prod(space.sizes.astype(float)):.3g} "
             f"allocations, at most {space.lookups(space.largest):g} lookups"
@@ -479,12 +480,13 @@ def _bag_lengths(store: Store) -> dict[str, float]:
     return {name: float(counts[name][1].sum()) / rows for name in store.layout.bag_names}
 
 
-def _digests(config: ExperimentConfig, store: Store) -> dict[str, str]:
+def _digests(config: ExperimentConfig, store: Store) -> dict[str, tuple[str, str]]:
+    """What a search is started with, and must be gone on with: key -> (name, digest)."""
     assert config.search is not None
     return {
-        "config_digest": config.digest(),
-        "search_digest": config.search.model_dump_json(),
-        "store_digest": store.digest,
+        "config_digest": ("config", config.digest()),
+        "search_digest": ("search section", config.search.model_dump_json()),
+        "store_digest": ("prepared data", store.digest),
     }
 
 
@@ -496,17 +498,8 @@ def _search_to_resume(config: ExperimentConfig, store: Store) -> Search:
             "there is no search to resume", field=str(config.folder / "searches"), mend="search without --resume"
         )
     folder = searches[-1]
-    if not (folder.folder / "search.json").is_file():
-        return folder  # cut before it had begun
-    state = folder.read("search.json")
-    names = {"config_digest": "config", "search_digest": "search section", "store_digest": "prepared data"}
-    for key, digest in _digests(config, store).items():
-        if state[key] != digest:
-            raise ArtifactError(
-                f"the {names[key]} is not the one the search was started with",
-                field=str(folder.folder),
-                mend=f"use {folder.folder / 'config.yaml'}, or search without --resume",
-            )
+    if (folder.folder / "search.json").is_file():  # else it was cut before it had begun
+        check_started_with(folder, folder.read("search.json"), _digests(config, store), "search", "search")
     return folder
 
 

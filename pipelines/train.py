@@ -22,7 +22,7 @@ from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
 from pipelines.tracking import MlflowListener, begin, log_warm_start
 from pipelines.warm_start import check_start, find_model, start_from
-from pipelines.workspace import Run, new_run, runs_of
+from pipelines.workspace import Run, check_started_with, new_run, runs_of
 from recsys.embeddings import EmbeddingPlan, plan_embedding
 from recsys.embeddings.sharded import ShardedTable
 from recsys.memory import available_memory, require_memory
@@ -349,17 +349,8 @@ def _newest_run(config: ExperimentConfig, store: Store) -> Run:
             "there is no run to resume", field=str(config.folder / "runs"), mend="train without --resume"
         )
     run = runs[-1]
-    state = run.read("run.json")
-    for key, name, digest in (
-        ("config_digest", "config", config.digest()),
-        ("store_digest", "prepared data", store.digest),
-    ):
-        if state[key] != digest:
-            raise ArtifactError(
-                f"the {name} is not the one the run was started with",
-                field=str(run.folder),
-                mend=f"use {run.folder / 'config.yaml'}, or train without --resume",
-            )
+    digests = {"config_digest": ("config", config.digest()), "store_digest": ("prepared data", store.digest)}
+    check_started_with(run, run.read("run.json"), digests, "run", "train")
     return run
 
 

@@ -186,6 +186,30 @@ def trained_run(config: ExperimentConfig, name: str | None = None) -> Run:
     return runs[-1]
 
 
+def check_started_with(
+    job: Job, state: Mapping[str, Any], digests: Mapping[str, tuple[str, str]], kind: str, verb: str
+) -> None:
+    """Refuses to go on with a job that was started with something else.
+
+    Args:
+        job: The run or search.
+        state: What it wrote when it began.
+        digests: Key in the state -> its name, and what it would be now.
+        kind: run or search.
+        verb: The command that starts one.
+
+    Raises:
+        ArtifactError: Says what differs.
+    """
+    for key, (name, digest) in digests.items():
+        if state[key] != digest:
+            raise ArtifactError(
+                f"the {name} is not the one the {kind} was started with",
+                field=str(job.folder),
+                mend=f"use {job.folder / 'config.yaml'}, or {verb} without --resume",
+            )
+
+
 def write_bytes(path: Path, data: bytes) -> Path:
     """Writes a file beside its place and renames it there, so that it is never half there.
 
