@@ -141,8 +141,8 @@ class ExperimentConfig(Strict):
     def _spec_of_recipe(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "spec" in data or not isinstance(data.get("data"), dict):
             return data
-        recipe = RECIPES.get(data["data"].get("recipe"))
-        return data if recipe is None else {**data, "spec": recipe.spec_hint}
+        name = data["data"].get("recipe")
+        return {**data, "spec": RECIPES[name].spec_hint} if isinstance(name, str) and name in RECIPES else data
 
     @model_validator(mode="after")
     def _known_gates(self) -> ExperimentConfig:

@@ -199,7 +199,9 @@ class _Job:
             fitness = [] if result["fitness"] is None else [("search/fitness", result["fitness"], 0)]
             self.registry.log_metrics(self.run_id, [("search/lookups", result["lookups"], 0), *fitness, *seconds])
         self.console.table("allocation", [{"feature": name, "chunks": c} for name, c in result["chunks"].items()])
-        judged = "" if result["fitness"] is None else f", {result['metric']} {result['fitness']:.5f} on the supernet"
+        judged = (
+            "" if result["fitness"] is None else f", {result['metric']} {abs(result['fitness']):.5f} on the supernet"
+        )
         self.console.note(f"search {self.folder.name}: {result['lookups']:g} lookups an example{judged}")
         self.console.note(f"train it: recsys train CONFIG allocation={self.folder.allocation}")
 

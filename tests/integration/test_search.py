@@ -66,6 +66,12 @@ def test_without_a_budget_there_is_a_front_and_the_cheapest_good_one_is_chosen(
     assert set(candidates[0]) > FEATURES
 
 
+def test_logloss_is_shown_as_it_is(prepared: Any, recsys: Callable[..., Any]) -> None:
+    outcome = recsys("search", prepared.config, *QUICK, "search.metric=logloss", "search.max_lookups=4")
+    assert outcome.code == 0, outcome.err
+    assert ", logloss 0." in outcome.out
+
+
 def test_the_same_search_twice_gives_the_same_allocation(prepared: Any, recsys: Callable[..., Any]) -> None:
     one, two = (searched(prepared, recsys, "search.max_lookups=6") for _ in range(2))
     assert one["search"] != two["search"]

@@ -117,3 +117,5 @@ def test_a_recipe_brings_its_spec() -> None:
     assert config_from(yaml.safe_load(config.to_yaml())) == config
     with pytest.raises(ConfigError, match="spec"):
         config_from({"name": "x", "data": {"source": "events.csv", "split": {"kind": "random"}}})
+    with pytest.raises(ConfigError, match=r"data\.recipe"):
+        config_from({"name": "x", "data": {"recipe": ["criteo"], "split": {"kind": "random"}}})
