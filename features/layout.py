@@ -45,6 +45,11 @@ class Layout:
         """V: the width of all vectors side by side."""
         return sum(self.vector_sizes)
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Everything that a model reads, by kind."""
+        return (*self.id_names, *self.bag_names, *self.dense_names, *self.vector_names)
+
     def to_json(self) -> dict[str, Any]:
         """Returns a plain dict that `json.dumps` takes."""
         return {

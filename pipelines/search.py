@@ -448,7 +448,7 @@ def _spread(places: np.ndarray, number: int) -> np.ndarray:
 
 def _at(config: ExperimentConfig, space: SearchSpace, genes: Genes, epochs: int | None) -> ExperimentConfig:
     """The experiment as an ordinary training with these chunks, from scratch."""
-    start: dict[str, Any] = {"warm_start": None, "reset": ()} | ({"epochs": epochs} if epochs else {})
+    start: dict[str, Any] = {"warm_start": None, "reset": (), "teacher": None} | ({"epochs": epochs} if epochs else {})
     config = with_allocation(config, space.allocation(genes))
     return config.model_copy(update={"train": config.train.model_copy(update=start)})
 

@@ -59,8 +59,8 @@ class MlflowListener:
         self._rows += [(name, value, step) for name, value in values.items() if math.isfinite(value)]
 
 
-def begin(registry: Registry, config: ExperimentConfig, run: Run, store: Store) -> str:
-    """Begin the MLflow run of a training: parameters, resolved config, spec, manifest and its hash.
+def begin(registry: Registry, config: ExperimentConfig, run: Run, store: Store, teacher: str | None) -> str:
+    """Begin the MLflow run of a training: parameters, resolved config, spec, manifest and its hash, and its teacher.
 
     Returns:
         The run's id.
@@ -70,6 +70,7 @@ def begin(registry: Registry, config: ExperimentConfig, run: Run, store: Store) 
         "recsys.config_digest": config.digest(),
         "recsys.spec_digest": config.spec.digest(),
         "recsys.manifest_digest": store.digest,
+        **({"recsys.teacher": teacher} if teacher else {}),
     }
     experiment = config.tracking.experiment or config.name
     run_id = registry.start_run(experiment, f"{config.name}-{run.name}", tags)

@@ -20,6 +20,7 @@ from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import diagnose_run
 from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
+from pipelines.teacher import teacher_of
 from pipelines.tracking import MlflowListener, begin, log_warm_start
 from pipelines.warm_start import check_start, find_model, start_from
 from pipelines.workspace import Run, check_started_with, new_run, runs_of
@@ -36,6 +37,7 @@ from recsys.training.checkpoints import Checkpoints
 from recsys.training.distributed import DistributedTrainer, check_distributed, sharded_model
 from recsys.training.footprint import training_memory
 from recsys.training.sharded_checkpoints import ShardedCheckpoints
+from recsys.training.teacher import Teacher
 
 
 def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -> dict[str, Any]:
@@ -72,14 +74,18 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
             del finished["history"]
             console.note(f"run {run.name}: was finished already, nothing is trained")
             return finished
+        taught_by = processes.first(lambda: _teacher_name(config, run))
+        teacher = teacher_of(config, store, taught_by)
         model = _model_for(processes, config, store, plan)
         started = _take_over(processes, config, store, plan, model, run, console) if config.train.warm_start else None
         parts: dict[str, Any] = {"rank": processes.rank, "world_size": processes.count}
         loader = Loader(store, "train", config.train.batch_size, shuffle_seed=config.seed, **parts)
         valid = Loader(store, "valid", config.train.eval_batch_size, **parts)
-        run, run_id = processes.first(lambda: _begin(config, store, run, started, console))
+        run, run_id = processes.first(lambda: _begin(config, store, run, started, taught_by, console))
         _check_shared(processes, run)
         console.note(f"run {run.name}: {_size_text(size, plan)}")
+        if taught_by:
+            console.note(f"learning from {taught_by}, whose probabilities weigh {config.train.distill:g}")
 
         watch = ProgressListener(console)
         listeners: list[TrainingListener] = [watch]
@@ -91,7 +97,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
                 mlflow = MlflowListener(registry, run_id)
                 stack.callback(mlflow.flush)
                 listeners.append(mlflow)
-            trainer = _trainer_for(processes, config, model, run, Listeners(listeners))
+            trainer = _trainer_for(processes, config, model, run, Listeners(listeners), teacher)
             table = model.embedding.table
             if isinstance(table, ShardedTable) and processes.rank == 0:
                 console.table(f"table over {processes.count} processes", table.report())
@@ -148,6 +154,7 @@ def dry_run(config: ExperimentConfig, console: Console) -> dict[str, Any]:
     store = open_store(config)
     plan = plan_of(config, store)
     size = check_trainable(config, store, plan)
+    teacher_of(config, store, _teacher_name(config, None))
     if config.train.warm_start:
         check_start(config, store, model_of(config, store, replace(plan, rows=min(plan.rows, 1))))
     console.table("embedding plan", plan.summary())
@@ -163,7 +170,12 @@ def plan_of(config: ExperimentConfig, store: Store) -> EmbeddingPlan:
 
 
 def _begin(
-    config: ExperimentConfig, store: Store, run: Run | None, started: dict[str, Any] | None, console: Console
+    config: ExperimentConfig,
+    store: Store,
+    run: Run | None,
+    started: dict[str, Any] | None,
+    teacher: str | None,
+    console: Console,
 ) -> tuple[Run, str | None]:
     """The run folder, made unless it is gone on with, and the MLflow run if there is tracking."""
     registry = Registry(config.tracking_uri) if config.tracking.enabled else None
@@ -175,8 +187,9 @@ def _begin(
     if registry and begun:
         if run_id is not None:
             console.note(f"MLflow knows no run {run_id}: a new one is begun, without the steps before the cut")
-        run_id = begin(registry, config, run, store)
-    run.write("run.json", {"mlflow_run_id": run_id, "config_digest": config.digest(), "store_digest": store.digest})
+        run_id = begin(registry, config, run, store, teacher)
+    digests = {"config_digest": config.digest(), "store_digest": store.digest}
+    run.write("run.json", {"mlflow_run_id": run_id, **digests, "teacher": teacher})
     if started is not None:
         run.write("warm_start.json", started)
         if registry and begun and run_id:
@@ -229,7 +242,17 @@ def _started_from(
     told = run.read("warm_start.json") if run is not None and (run.folder / "warm_start.json").is_file() else None
     if told is not None and run is not None and Checkpoints(run.checkpoints).newest():
         return told  # the checkpoint holds what came of it
-    return start_from(config, store, model, told["model"] if told else find_model(config), console)
+    assert config.train.warm_start is not None
+    trained = told["model"] if told else find_model(config, config.train.warm_start)
+    return start_from(config, store, model, trained, console)
+
+
+def _teacher_name(config: ExperimentConfig, run: Run | None) -> str | None:
+    """What the model learns from; of a run that was cut, as it was named when it began."""
+    if config.train.teacher is None:
+        return None
+    told = run.read("run.json")["teacher"] if run is not None and (run.folder / "run.json").is_file() else None
+    return told or find_model(config, config.train.teacher)
 
 
 def _model_for(processes: Processes, config: ExperimentConfig, store: Store, plan: EmbeddingPlan) -> CTRModel:
@@ -250,9 +273,19 @@ def _whole_model(config: ExperimentConfig, store: Store, plan: EmbeddingPlan, ru
 
 
 def _trainer_for(
-    processes: Processes, config: ExperimentConfig, model: CTRModel, run: Run, listener: TrainingListener
+    processes: Processes,
+    config: ExperimentConfig,
+    model: CTRModel,
+    run: Run,
+    listener: TrainingListener,
+    teacher: Teacher | None,
 ) -> Trainer:
-    common: dict[str, Any] = {"seed": config.seed, "folder": run.checkpoints, "listener": listener}
+    common: dict[str, Any] = {
+        "seed": config.seed,
+        "folder": run.checkpoints,
+        "listener": listener,
+        "teacher": teacher,
+    }
     if not processes.connected:
         return Trainer(model, config.train, **common)
     return DistributedTrainer(model, config.train, processes=processes, **common)

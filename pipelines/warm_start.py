@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from features.batch import Batch
 from features.errors import list_names
 from features.layout import Layout
 from features.loader import Loader
+from features.relayout import missing_features, relayout
 from features.spec import CrossFeature, FeatureSpec
 from features.store import Store
 from pipelines.config import ExperimentConfig
@@ -25,14 +23,16 @@ from recsys.training import predict
 METRICS = ("auc", "logloss")
 
 
-def find_model(config: ExperimentConfig) -> str:
-    """The model that `train.warm_start` names, so that it means the same later: an alias becomes a version.
+def find_model(config: ExperimentConfig, model: str) -> str:
+    """A trained model by a name that means the same later: an alias becomes a version.
+
+    Args:
+        config: The experiment, whose registry is asked.
+        model: A registered model, or the folder of a run or a bundle.
 
     Raises:
         ArtifactError: There is no such store or model.
     """
-    model = config.train.warm_start
-    assert model is not None
     if is_model_uri(model):
         return Registry(config.tracking_uri, create=False).resolve(model).uri
     folder = Path(model)
@@ -60,7 +60,7 @@ def start_from(
         ConfigError: The two do not go together.
         ArtifactError: The trained model is missing, damaged or of another release.
     """
-    old = _load(config, trained)
+    old = load_model(config, trained)
     changed = changed_features(old.pipeline.spec, store.spec)
     report = warm_start(model, old.model, store.id_counts("train"), reset={*config.train.reset, *changed})
     console.note(f"starting from {trained}")
@@ -91,7 +91,8 @@ def start_from(
 
 def check_start(config: ExperimentConfig, store: Store, outline: CTRModel) -> None:
     """Raises what `start_from` would raise, with a model of the same plan whose table may be small."""
-    old = _load(config, find_model(config))
+    assert config.train.warm_start is not None
+    old = load_model(config, find_model(config, config.train.warm_start))
     check_warm_start(outline, old.model, config.train.reset)
 
 
@@ -116,14 +117,15 @@ def changed_features(old: FeatureSpec, new: FeatureSpec) -> list[str]:
     return list(dict.fromkeys([*changed, *(name for name in crossed if name in before)]))
 
 
-def _load(config: ExperimentConfig, trained: str) -> Bundle:
+def load_model(config: ExperimentConfig, trained: str) -> Bundle:
+    """The model that `find_model` gave a name to."""
     folder = Registry(config.tracking_uri, create=False).bundle_of(trained) if is_model_uri(trained) else Path(trained)
     return load_bundle(folder)
 
 
 def _metrics(config: ExperimentConfig, store: Store, model: CTRModel, task: str) -> dict[str, float | None]:
     loader = Loader(store, "valid", config.train.eval_batch_size)
-    scored = predict(model, (_seen_by(model.layout, store.layout, batch) for batch in loader))
+    scored = predict(model, (relayout(batch, store.layout, model.layout) for batch in loader))
     assert scored.labels is not None
     column = model.layout.label_names.index(task)
     result = evaluate(scored.labels[:, 0], scored.probabilities[:, column], scored.weight)
@@ -132,27 +134,8 @@ def _metrics(config: ExperimentConfig, store: Store, model: CTRModel, task: str)
 
 def _missing(wanted: Layout, have: Layout, task: str) -> list[str]:
     """What a model reads or tells that the data or the comparison has not."""
-    names = ("id_names", "bag_names", "dense_names", "vector_names")
-    lacking = [n for part in names for n in getattr(wanted, part) if n not in getattr(have, part)]
+    lacking = missing_features(wanted, have)
     return lacking if task in wanted.label_names else [*lacking, task]
-
-
-def _seen_by(wanted: Layout, have: Layout, batch: Batch) -> Batch:
-    """A batch with the columns that a model of another layout reads, in its order."""
-    ids = [have.id_names.index(name) for name in wanted.id_names]
-    bags = [have.bag_names.index(name) for name in wanted.bag_names]
-    dense = [have.dense_names.index(name) for name in wanted.dense_names]
-    values = batch.bag_values.split(batch.bag_lengths.sum(1).tolist())
-    vectors = dict(zip(have.vector_names, batch.vectors.split(list(have.vector_sizes), 1), strict=True))
-    return Batch(
-        ids=batch.ids[:, ids],
-        bag_values=torch.cat([batch.bag_values[:0], *(values[bag] for bag in bags)]),
-        bag_lengths=batch.bag_lengths[bags],
-        dense=batch.dense[:, dense],
-        vectors=torch.cat([batch.vectors[:, :0], *(vectors[name] for name in wanted.vector_names)], 1),
-        labels=batch.labels,
-        weight=batch.weight,
-    )
 
 
 def _text(value: float | None) -> str:

@@ -21,6 +21,7 @@ from recsys.search.config import SupernetConfig
 from recsys.search.fitness import predict_allocations
 from recsys.search.space import SearchSpace, uniform
 from recsys.training import TrainConfig, Trainer, TrainingListener
+from recsys.training.teacher import distilled
 from recsys.training.trainer import weighted_loss
 
 if TYPE_CHECKING:
@@ -139,9 +140,9 @@ class SupernetTrainer(Trainer):
         return self._masks(torch.stack([levels[place] for levels, place in zip(self._levels, places, strict=True)], 1))
 
     def _distilled(self, batch: Batch, full: Tensor) -> Batch:
-        """The batch with labels drawn towards what the full model predicts; cross-entropy is linear in them."""
+        """The batch with labels drawn towards what the full model predicts."""
         assert batch.labels is not None
-        return replace(batch, labels=torch.lerp(batch.labels, torch.sigmoid(full.detach()), self.supernet.distill))
+        return replace(batch, labels=distilled(batch.labels, full.detach(), self.supernet.distill))
 
     def _metrics(self, valid: Loader) -> dict[str, float]:
         reports = [self._report(p) for p in predict_allocations(self.model, valid, self._monitored)]

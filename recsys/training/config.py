@@ -75,6 +75,10 @@ class TrainConfig(Strict):
     """A trained model to start from: the folder of a run or a bundle, or `models:/NAME@ALIAS`. See growing.md."""
     reset: tuple[str, ...] = ()
     """Features that forget what the model of `warm_start` had learned of them."""
+    teacher: str | None = Field(None, min_length=1)
+    """A trained model to learn from beside the labels, named as for `warm_start`. See distillation.md."""
+    distill: float = Field(0.5, gt=0, le=1)
+    """Weight of the teacher's probability in what is learned; the label has the rest."""
     distributed: DistributedConfig = DistributedConfig()
     """Under `torchrun`: how the work is divided."""
 

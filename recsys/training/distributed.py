@@ -25,6 +25,7 @@ from recsys.training.config import TrainConfig
 from recsys.training.listener import TrainingListener
 from recsys.training.prediction import Predictions
 from recsys.training.sharded_checkpoints import ShardedCheckpoints
+from recsys.training.teacher import Teacher
 from recsys.training.trainer import Trainer
 from recsys.versions import check_versions
 
@@ -49,6 +50,7 @@ class DistributedTrainer(Trainer):
         folder: where checkpoints go, on storage that all processes share.
         processes: who takes part.
         listener: told about progress; in the first process only.
+        teacher: learned from beside the labels.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class DistributedTrainer(Trainer):
         folder: Path,
         processes: Processes,
         listener: TrainingListener | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(model, config, seed=seed, folder=folder, listener=listener)
+        super().__init__(model, config, seed=seed, folder=folder, listener=listener, teacher=teacher)
         self._processes = processes
         self._checkpoints = ShardedCheckpoints(folder, processes)
 
@@ -71,6 +74,7 @@ class DistributedTrainer(Trainer):
         return super()._step(batch, factor)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, float, float, int]:
+        batch = self._taught(batch)
         assert batch.labels is not None
         losses = F.binary_cross_entropy_with_logits(self.model.logits(batch), batch.labels, reduction="none").mean(1)
         if batch.weight is not None:

@@ -28,6 +28,7 @@ from recsys.training.identity import check_identity, identity_of
 from recsys.training.listener import TrainingListener
 from recsys.training.memory import keep_freed_memory
 from recsys.training.prediction import Predictions, predict
+from recsys.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from features.loader import Loader
@@ -83,6 +84,7 @@ class Trainer:
         seed: of dropout.
         folder: where checkpoints go (see `recsys.training.checkpoints`).
         listener: told about progress.
+        teacher: learned from beside the labels.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Trainer:
         seed: int,
         folder: Path,
         listener: TrainingListener | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         if model.plan.pruned:
             raise ConfigError(
@@ -131,6 +134,7 @@ class Trainer:
         self.seed = seed
         self.folder = folder
         self.listener = listener
+        self._teacher = teacher
         self._parameters = model.dense_parameters()
         self._dense = _adam(self._parameters.values(), config.learning_rate)
         self._checkpoints = Checkpoints(folder)
@@ -234,8 +238,12 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, float, float, int]:
         """What to differentiate; and of the whole step the mean loss, the weight and the rows."""
-        loss, weight = weighted_loss(self.model.logits(batch), batch)
+        loss, weight = weighted_loss(self.model.logits(batch), self._taught(batch))
         return loss, float(loss.detach()), weight, len(batch)
+
+    def _taught(self, batch: Batch) -> Batch:
+        """The batch with what is learned of it in place of the labels."""
+        return self._teacher.teach(batch) if self._teacher else batch
 
     def _share_gradients(self) -> None:
         """Where several processes train, they agree on the network's gradients here."""
