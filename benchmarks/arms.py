@@ -35,7 +35,10 @@ from recsys.embeddings.plan import IdCounts
 from recsys.evaluation.metrics import auc, logloss
 from recsys.evaluation.paired import Difference, over_seeds, paired_auc, paired_logloss
 from recsys.models import CTRModel, ModelConfig
+from recsys.models.warm_start import warm_start
+from recsys.serving.bundle import load_bundle
 from recsys.training import TrainConfig, Trainer, predict
+from recsys.training.teacher import Teacher
 
 BASELINES: dict[str, Callable[..., BaselineEmbedding]] = {
     "robe": RobeEmbedding,
@@ -60,7 +63,8 @@ class Arm:
     baseline: str | None = None
     """One of BASELINES."""
     train: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `TrainConfig` for this arm alone; the settings of the grid go before them."""
+    """Fields of `TrainConfig` for this arm alone, `warm_start` and `teacher` being folders of bundles; the settings of
+    the grid go before them."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -211,12 +215,15 @@ def _train(arm: Arm, limit: int | None, setting: Mapping[str, Any], seed: int, t
     """Trains and scores one arm; runs in a process of its own."""
     store = Store.open(Path(folder))
     train = TrainConfig.model_validate({**training.train, **setting, **arm.train})
-    optimizer = train.optimizer_of_table
-    plan, baseline = embedding_of(arm, limit, store.layout, store.id_counts("train"), seed, optimizer)
+    optimizer, counts = train.optimizer_of_table, store.id_counts("train")
+    plan, baseline = embedding_of(arm, limit, store.layout, counts, seed, optimizer)
     network = ModelConfig.model_validate(training.model)
     model = CTRModel(store.layout, plan, network, seed=seed, optimizer=optimizer, embedding=baseline)
+    if train.warm_start:
+        warm_start(model, load_bundle(Path(train.warm_start)).model, counts)
+    teacher = Teacher(load_bundle(Path(train.teacher)).model, store.layout, train.distill) if train.teacher else None
     with tempfile.TemporaryDirectory() as checkpoints:
-        trainer = Trainer(model, train, seed=seed, folder=Path(checkpoints))
+        trainer = Trainer(model, train, seed=seed, folder=Path(checkpoints), teacher=teacher)
         result = trainer.fit(
             Loader(store, "train", train.batch_size, shuffle_seed=seed), Loader(store, "valid", train.eval_batch_size)
         )

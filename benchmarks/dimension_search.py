@@ -1,8 +1,9 @@
 """Do searched widths beat uniform, random, statistics-only and magnitude-pruned ones at equal lookups, rows and bits?
 
 MovieLens-1M, the Criteo sample and Frappe.  On each data set one supernet is trained and searched; every allocation is
-then trained from scratch with three seeds and tested on the same rows.  Also: how well the supernet ranks random
-allocations, what the search costs beside one training, and a planted truth on `synthetic`.
+then trained from scratch with three seeds and tested on the same rows, the searched ones also from the supernet's
+weights and taught by it.  Also: how well the supernet ranks random allocations, what the search costs beside one
+training, and a planted truth on `synthetic`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from recsys.search.fitness import Fitness, Sample, drawn_places, judge
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
 from recsys.search.space import Genes, SearchSpace, space_of, uniform
 from recsys.search.supernet import SupernetTrainer
+from recsys.serving.bundle import save_bundle
 from recsys.training import TrainConfig, Trainer, predict
 
 SEEDS: tuple[int, ...] = (0, 1, 2)
@@ -56,6 +58,13 @@ WITHIN = 0.0005
 
 FOLDER = ROOT / "work" / "dimension_search"
 OURS, UNIFORM, STATISTICS, MAGNITUDE, LARGEST = "searched", "uniform", "statistics", "magnitude", "largest"
+TAUGHT = "from the supernet, taught by it"
+STARTS: dict[str, dict[str, str]] = {
+    "from its first weights": {"warm_start": "initial"},
+    "from the supernet": {"warm_start": "supernet"},
+    TAUGHT: {"warm_start": "supernet", "teacher": "supernet"},
+}
+"""Ways to retrain the searched allocation other than from scratch: fields of `TrainConfig`, and names of bundles."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,8 @@ class Searched:
     """By name; the searched ones at a budget B are `searched@B`."""
     fitness: dict[str, float]
     """Of the random allocations of the whole space, on all validation rows."""
+    bundles: dict[str, Path]
+    """The supernet: `initial`, with its first weights, and `supernet`, trained."""
     seconds: dict[str, float]
     candidate_seconds: float
     pass_seconds: float
@@ -220,7 +231,7 @@ def measure(settings: Settings) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
             settings.log(f"{data.title}: preparing")
             store = data.store(Path(folder))
-            searched = _search(data, store, settings)
+            searched = _search(data, store, Path(folder), settings)
             runs = _retrain(data, searched, Path(folder), settings)
             saving, figures[name] = _equal_quality(data, searched, runs, store)
         differences[name] = _against(data, searched, runs)
@@ -239,8 +250,13 @@ def measure(settings: Settings) -> Outcome:
                 ">=",
                 20,
             ),
-            Bar(f"{data.title}: lookups for equal quality over the largest's", saving["of_largest"], "<=", 0.35),
-            Bar(f"{data.title}: first layers likewise", saving["parameters_of_largest"], "<=", 0.35),
+            Bar(
+                f"{data.title}: lookups for equal quality over the largest's",
+                saving["of_largest"]["lookups"],
+                "<=",
+                0.35,
+            ),
+            Bar(f"{data.title}: first layers likewise", saving["of_largest"]["parameters"], "<=", 0.35),
         ]
         figures[name] |= {
             "seconds": searched.seconds,
@@ -257,7 +273,7 @@ def measure(settings: Settings) -> Outcome:
         bars.append(Bar(f"data sets on which the search is behind {other}", behind, "<=", 0))
     small = 0
     for saving in savings:
-        shares = (saving["of_uniform"], saving["parameters_of_uniform"])
+        shares = (saving["of_uniform"]["lookups"], saving["of_uniform"]["parameters"])
         small += all(share is not None and share <= 0.6 for share in shares)
     bars.append(
         Bar("data sets with at most 60 % of the best uniform allocation's lookups and parameters", small, ">=", 2)
@@ -289,6 +305,9 @@ class _Workshop:
 
     def valid(self) -> Loader:
         return Loader(self.store, "valid", self.train.eval_batch_size)
+
+    def save(self, model: CTRModel, folder: Path) -> Path:
+        return save_bundle(folder, model=model, pipeline=self.store.pipeline)
 
     def fit(self, name: str, genes: Genes, epochs: int | None = None) -> CTRModel:
         """An ordinary training; `supernet` trains that."""
@@ -328,7 +347,7 @@ class _Workshop:
         return finalists[int(whole.argmax())], len(found.genes)
 
 
-def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
+def _search(data: DataSet, store: Store, folder: Path, settings: Settings) -> Searched:
     """Searches at every budget, and makes the allocations it is held against; nothing else runs meanwhile."""
     shop = _Workshop(data, store, settings)
     space, config = shop.space, shop.config
@@ -336,6 +355,10 @@ def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
     short = shop.fit("short training", uniform(space, 1), epochs=1)
     full = shop.fit("full training", space.largest)
     supernet = shop.fit("supernet", space.largest)
+    bundles = {
+        "initial": shop.save(shop.build(space.largest), folder / "initial"),
+        "supernet": shop.save(supernet, folder / "supernet"),
+    }
     sample = next(iter(shop.valid()))
     norms = {STATISTICS: chunk_norms(short, [sample]), MAGNITUDE: chunk_norms(full, [sample])}
 
@@ -366,7 +389,8 @@ def _search(data: DataSet, store: Store, settings: Settings) -> Searched:
         allocations[f"drawn {number}"] = space.allocation(genes)
     ranked = {f"drawn {number}": float(value) for number, value in enumerate(values)}
     seconds = shop.seconds
-    return Searched(space, allocations, ranked, seconds, seconds["evolution"] / candidates, statistics.median(passes))
+    candidate_seconds = seconds["evolution"] / candidates
+    return Searched(space, allocations, ranked, bundles, seconds, candidate_seconds, statistics.median(passes))
 
 
 def _find_planted(settings: Settings) -> tuple[list[Bar], dict[str, Any]]:
@@ -403,15 +427,22 @@ def _random_at(space: SearchSpace, budget: int, number: int, generator: np.rando
 
 
 def _retrain(data: DataSet, searched: Searched, folder: Path, settings: Settings) -> dict[str, list[Run]]:
-    """Trains every allocation from scratch: three seeds each, one of those that only rank the supernet."""
+    """Trains every allocation: three seeds each, one of those that only rank the supernet."""
     seeds = SEEDS[:2] if settings.quick else SEEDS
-    arms = [
-        Arm(
-            name,
-            {**data.embedding, "chunks": {"default": 0, "features": chunks}},
-            seeds=seeds[:1] if name.startswith("drawn") else seeds,
-        )
-        for name, chunks in searched.allocations.items()
+
+    def arm(name: str, allocation: str, start: Mapping[str, str]) -> Arm:
+        chunks = {"default": 0, "features": searched.allocations[allocation]}
+        own = {field: str(searched.bundles[bundle]) for field, bundle in start.items()}
+        chosen = seeds[:1] if name.startswith("drawn") else seeds
+        return Arm(name, {**data.embedding, "chunks": chunks}, train=own, seeds=chosen)
+
+    arms = [arm(name, name, {}) for name in searched.allocations]
+    compared = f"{OURS}@{data.budget}"
+    arms += [arm(f"{compared} {how}", compared, start) for how, start in STARTS.items()]
+    arms += [
+        arm(f"{name} {TAUGHT}", name, STARTS[TAUGHT])
+        for name in searched.allocations
+        if name.startswith(OURS) and name != compared
     ]
     train = {**data.train, "threads": 1, "epochs": 1 if settings.quick else data.train["epochs"]}
     runs = run_arms(arms, Training(data.model, train), dict.fromkeys(seeds, folder), settings.log)
@@ -432,9 +463,10 @@ def _against(data: DataSet, searched: Searched, runs: Mapping[str, list[Run]]) -
 
 def _equal_quality(
     data: DataSet, searched: Searched, runs: Mapping[str, list[Run]], store: Store
-) -> tuple[dict[str, float | None], dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The fewest lookups whose quality is that of the best uniform allocation, and of the largest model.
 
+    Both are trained from scratch; searched allocations may also start from the supernet and be taught by it.
     Validation picks the uniform allocation and the budget; the test rows judge them.  Shares are None where no budget
     reaches that quality.
     """
@@ -442,36 +474,35 @@ def _equal_quality(
         name: _line(data, searched, name, own, store) for name, own in runs.items() if not name.startswith("drawn")
     }
     best = max((name for name in table if name.startswith(UNIFORM)), key=lambda name: table[name]["valid_auc"])
-    ours = sorted((name for name in table if name.startswith(OURS)), key=lambda name: table[name]["lookups"])
+    searched_arms = sorted(
+        (name for name in table if name.startswith(OURS)),
+        key=lambda name: (table[name]["lookups"], -table[name]["valid_auc"]),
+    )
+    from_scratch = [name for name in searched_arms if " from " not in name]
 
-    def fewest(target: str) -> tuple[str, Difference]:
-        enough = [name for name in ours if table[name]["valid_auc"] >= table[target]["valid_auc"] - WITHIN]
-        chosen = enough[0] if enough else max(ours, key=lambda name: table[name]["valid_auc"])
-        return chosen, difference(runs[chosen], runs[target], True)["auc"]
+    def equal_to(target: str, among: Sequence[str]) -> dict[str, Any]:
+        enough = [name for name in among if table[name]["valid_auc"] >= table[target]["valid_auc"] - WITHIN]
+        chosen = enough[0] if enough else max(among, key=lambda name: table[name]["valid_auc"])
+        against = difference(runs[chosen], runs[target], True)["auc"]
+        equal = against.mean >= -WITHIN
+        return {
+            "target": target,
+            "arm": chosen,
+            "auc": against.to_json(),
+            "lookups": table[chosen]["lookups"] / table[target]["lookups"] if equal else None,
+            "parameters": table[chosen]["first_layer_parameters"] / table[target]["first_layer_parameters"]
+            if equal
+            else None,
+        }
 
-    def share(chosen: str, target: str, key: str, against: Difference) -> float | None:
-        return table[chosen][key] / table[target][key] if against.mean >= -WITHIN else None
-
-    small, against_uniform = fewest(best)
-    other, against_largest = fewest(LARGEST)
-    saving = {
-        "of_uniform": share(small, best, "lookups", against_uniform),
-        "parameters_of_uniform": share(small, best, "first_layer_parameters", against_uniform),
-        "of_largest": share(other, LARGEST, "lookups", against_largest),
-        "parameters_of_largest": share(other, LARGEST, "first_layer_parameters", against_largest),
-    }
-    figures = {
-        "best_uniform": best,
-        "equal_to_uniform": {"arm": small, "auc": against_uniform.to_json()},
-        "equal_to_largest": {"arm": other, "auc": against_largest.to_json()},
-        "shares": saving,
-        "arms": table,
-    }
+    saving = {"of_uniform": equal_to(best, searched_arms), "of_largest": equal_to(LARGEST, searched_arms)}
+    scratch = {"of_uniform": equal_to(best, from_scratch), "of_largest": equal_to(LARGEST, from_scratch)}
+    figures = {"equal_quality": saving, "equal_quality_from_scratch": scratch, "arms": table}
     return saving, figures
 
 
 def _line(data: DataSet, searched: Searched, name: str, runs: Sequence[Run], store: Store) -> dict[str, float]:
-    chunks = searched.allocations[name]
+    chunks = searched.allocations[name.split(" from ")[0]]
     embedding = EmbeddingConfig.model_validate({**data.embedding, "chunks": {"default": 0, "features": chunks}})
     plan = plan_embedding(store.layout, embedding, store.id_counts("train"))
     with torch.device("meta"):
@@ -491,15 +522,20 @@ def _lookups_picture(name: str, data: DataSet, arms: Mapping[str, Mapping[str, f
     """Test AUC against lookups: searched and uniform allocations as lines, the others as dots."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for arm, line in arms.items():
-        groups.setdefault(arm.split("@")[0].split(" ")[0], []).append((line["lookups"], line["test_auc"]))
+        kind = TAUGHT if arm.endswith(TAUGHT) else arm.split("@")[0].split(" ")[0]
+        if kind == TAUGHT or " from " not in arm:
+            groups.setdefault(kind, []).append((line["lookups"], line["test_auc"]))
     best = max(auc for points in groups.values() for _, auc in points)
 
     def draw(axes: Axes, theme: Theme) -> None:
-        for (kind, points), colour in zip(
-            ((kind, groups[kind]) for kind in (OURS, UNIFORM, STATISTICS, MAGNITUDE)), theme.series, strict=True
-        ):
-            x, y = zip(*sorted(points), strict=True)
-            axes.plot(x, y, "o-", color=colour, label=kind, markersize=5, linewidth=2 if kind == OURS else 1.2)
+        lines = [
+            (kind, colour, "o-")
+            for kind, colour in zip((OURS, UNIFORM, STATISTICS, MAGNITUDE), theme.series, strict=True)
+        ]
+        for kind, colour, style in [*lines, (TAUGHT, theme.series[0], "^--")]:
+            x, y = zip(*sorted(groups[kind]), strict=True)
+            label = f"{OURS}, {kind}" if kind == TAUGHT else kind
+            axes.plot(x, y, style, color=colour, label=label, markersize=5, linewidth=2 if kind == OURS else 1.2)
         x, y = zip(*groups["random"], strict=True)
         axes.plot(x, y, ".", color=theme.faint, label="random", zorder=0)
         axes.set(xlabel="lookups an example", ylabel="test AUC", ylim=(best - SHOWN, best + SHOWN / 10))
