@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from features.errors import ArtifactError, ConfigError, list_names, nearest
 from features.files import read_json, write_json
 from features.layout import Layout
+from recsys.embeddings.formats import FormatName
+from recsys.models.convert import check_format
 
 ALLOCATION_VERSION = 1
 MEND = "give the allocation.json of a search, or a file of that form"
 
 
-def write_allocation(path: Path, chunks: Mapping[str, int], about: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Allocation:
+    """What a search decides about a table."""
+
+    chunks: Mapping[str, int]
+    """Of every feature with ids, by name."""
+    format: FormatName | None = None
+    """Of the rows; None leaves the config's."""
+
+
+def write_allocation(path: Path, allocation: Allocation, about: Mapping[str, Any]) -> None:
     """Writes an allocation.
 
     Args:
         path: The file.
-        chunks: By feature name.
+        allocation: What to write.
         about: Where it comes from and what it costs, for people.
     """
-    write_json(path, {"allocation_version": ALLOCATION_VERSION, "chunks": dict(chunks), "about": dict(about)})
+    chosen = {"format": allocation.format} if allocation.format else {}
+    data = {"allocation_version": ALLOCATION_VERSION, "chunks": dict(allocation.chunks), **chosen}
+    write_json(path, {**data, "about": dict(about)})
 
 
-def read_allocation(path: Path, layout: Layout) -> dict[str, int]:
-    """Reads the chunks of every feature with ids.
+def read_allocation(path: Path, layout: Layout) -> Allocation:
+    """Reads an allocation for the features of a layout.
 
     Raises:
         ArtifactError: The file is missing, damaged or of another version.
-        ConfigError: It names a feature that is none, leaves one out, or a count is wrong.
+        ConfigError: It names a feature that is none, leaves one out, or a count or the format is wrong.
     """
     data = read_json(path, mend=MEND)
     if not isinstance(data, dict) or not isinstance(data.get("chunks"), dict):
@@ -69,4 +84,4 @@ def read_allocation(path: Path, layout: Layout) -> dict[str, int]:
             found=f"nothing about {list_names(missing)}",
             mend="give each its chunks (0 drops it), or search again with this spec",
         )
-    return dict(chunks)
+    return Allocation(chunks, check_format(data["format"]) if data.get("format") is not None else None)

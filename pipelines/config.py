@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from features.recipes import RECIPES
 from features.spec import FeatureSpec
 from features.splits import SplitConfig
 from features.validation import Strict, validate
-from pipelines.allocation import read_allocation
+from pipelines.allocation import Allocation, read_allocation
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig
 from recsys.models import ModelConfig
@@ -233,9 +233,11 @@ def config_from(data: dict[str, Any], overrides: Sequence[str] = ()) -> Experime
     return with_allocation(config, read_allocation(Path(path), config.spec.layout))
 
 
-def with_allocation(config: ExperimentConfig, chunks: Mapping[str, int]) -> ExperimentConfig:
-    """The experiment with these chunks, by feature name, in place of its own."""
-    embedding = config.embedding.model_copy(update={"chunks": ChunksConfig(default=0, features=dict(chunks))})
+def with_allocation(config: ExperimentConfig, allocation: Allocation) -> ExperimentConfig:
+    """The experiment with an allocation's chunks, and its format if it has one, in place of its own."""
+    chunks = ChunksConfig(default=0, features=dict(allocation.chunks))
+    update = {"chunks": chunks, **({"format": allocation.format} if allocation.format else {})}
+    embedding = config.embedding.model_copy(update=update)
     return config.model_copy(update={"embedding": embedding})
 
 

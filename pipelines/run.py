@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from features.errors import ConfigError
+from pipelines.allocation import Allocation
 from pipelines.config import ExperimentConfig, with_allocation
 from pipelines.console import Console
 from pipelines.evaluate import evaluate
@@ -49,7 +50,7 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
     if config.search:
         begin("search")
         searched = search(config, console, resume=resume and bool(searches_of(config)))
-        config = with_allocation(config, searched["chunks"])
+        config = with_allocation(config, Allocation(searched["chunks"], searched["format"]))
         resume = resume and bool(runs_of(config))
     begin("train")
     trained = train(config, console, resume=resume)

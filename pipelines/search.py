@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from features.errors import ArtifactError, ConfigError, UndefinedMetricError
 from features.loader import Loader
 from features.store import Store
-from pipelines.allocation import write_allocation
+from pipelines.allocation import Allocation, write_allocation
 from pipelines.config import ExperimentConfig, with_allocation
 from pipelines.console import Console, Task
 from pipelines.prepare import open_store
@@ -23,7 +24,9 @@ from pipelines.progress import Listeners, ProgressListener
 from pipelines.tracking import MlflowListener, params_of
 from pipelines.train import check_trainable, model_of, plan_of
 from pipelines.workspace import Search, check_started_with, new_search, searches_of
+from recsys.embeddings.formats import FormatName
 from recsys.models import CTRModel
+from recsys.models.convert import convert
 from recsys.processes import launched
 from recsys.search.config import SearchConfig
 from recsys.search.evolution import evolve
@@ -56,7 +59,8 @@ def search(config: ExperimentConfig, console: Console, *, resume: bool = False) 
             its end is left as it is, and its summary returned.
 
     Returns:
-        search, folder, allocation (the file), chunks (by feature), lookups, input_width, method, metric, fitness (on
+        search, folder, allocation (the file), chunks (by feature), format (None unless it was searched), lookups,
+        table_bytes, input_width, method, metric, fitness (on
         all validation rows; None but for a supernet), candidates, seconds (of each part), front (a line an allocation),
         mlflow_run_id.
 
@@ -75,7 +79,7 @@ def search(config: ExperimentConfig, console: Console, *, resume: bool = False) 
     settings = config.search or SearchConfig()
     config = config.model_copy(update={"search": settings})
     store = open_store(config)
-    space = space_of(store.layout, config.embedding, store.id_counts("train"), settings, _bag_lengths(store))
+    space = _space(config, settings, store, config.embedding.format)
     _check(config, settings, store, space)
     folder = _search_to_resume(config, store) if resume else None
     if folder is not None and folder.finished:
@@ -100,6 +104,16 @@ class _Job:
     console: Console
     registry: Registry | None
     run_id: str | None
+
+    @property
+    def formats(self) -> tuple[FormatName, ...]:
+        """Row formats that candidates have."""
+        return self.settings.formats or (self.config.embedding.format,)
+
+    @cached_property
+    def spaces(self) -> dict[FormatName, SearchSpace]:
+        """The same allocations, with the bytes that they take in each format."""
+        return {name: _space(self.config, self.settings, self.store, name) for name in self.formats}
 
     @classmethod
     def begin(
@@ -180,18 +194,21 @@ class _Job:
         """What the training came to, once it has come to its end."""
         return self.folder.read("trained.json") if (self.folder.folder / "trained.json").is_file() else None
 
-    def costs(self, chunks: np.ndarray) -> dict[str, Any]:
-        """What an allocation costs, from its chunk counts [F]."""
+    def costs(self, chunks: np.ndarray, format: FormatName) -> dict[str, Any]:
+        """What an allocation costs, from its chunk counts [F], with rows in a format."""
         return {
             "lookups": float(self.space.lookups_of(chunks)),
             "input_width": int(chunks.sum()) * self.config.embedding.width,
-            "table_bytes": int(self.space.bytes_of(chunks)),
+            "table_bytes": int(self.spaces[format].bytes_of(chunks)),
         }
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes what a search came to; the summary last."""
-        about = {key: result[key] for key in ("search", "method", "metric", "fitness", "lookups", "input_width")}
-        write_allocation(self.folder.allocation, result["chunks"], about)
+        about = {
+            key: result[key]
+            for key in ("search", "method", "metric", "fitness", "lookups", "input_width", "table_bytes")
+        }
+        write_allocation(self.folder.allocation, Allocation(result["chunks"], result["format"]), about)
         self.folder.write("result.json", result)
         if self.registry and self.run_id:
             self.registry.log_files(self.run_id, self.folder.allocation)
@@ -202,7 +219,8 @@ class _Job:
         judged = (
             "" if result["fitness"] is None else f", {result['metric']} {abs(result['fitness']):.5f} on the supernet"
         )
-        self.console.note(f"search {self.folder.name}: {result['lookups']:g} lookups an example{judged}")
+        chosen = f", {result['format']} rows" if result["format"] else ""
+        self.console.note(f"search {self.folder.name}: {result['lookups']:g} lookups an example{chosen}{judged}")
         self.console.note(f"train it: recsys train CONFIG allocation={self.folder.allocation}")
 
     def result(self, chunks: dict[str, int], costs: dict[str, Any], seconds: dict[str, float], **more: Any) -> Any:
@@ -212,6 +230,7 @@ class _Job:
             "folder": str(self.folder.folder),
             "allocation": str(self.folder.allocation),
             "chunks": chunks,
+            "format": None,
             **costs,
             "method": self.settings.method,
             "metric": self.settings.metric,
@@ -243,7 +262,7 @@ def _by_norms(job: _Job) -> dict[str, Any]:
     else:
         chosen = by_magnitude(job.space, norms, budget)
     assert job.trained is not None
-    costs = job.costs(np.array([chosen[name] for name in job.space.names]))
+    costs = job.costs(np.array([chosen[name] for name in job.space.names]), job.config.embedding.format)
     return job.result(chosen, costs, {"train": job.trained["seconds"]})
 
 
@@ -265,28 +284,44 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     )
     started = time.perf_counter()
     places = drawn_places(job.store.rows("valid"), settings.sample_rows, settings.seed)
-    sample = Sample.of(model, job.loader("valid", config), places)
-    log = _Evaluations(job, Fitness(model, space, sample, settings.metric))
     calls = settings.generations
     if settings.max_lookups is None and settings.evolution == "elitist":
         calls += STARTS * _short(settings)
-    with job.console.progress("searching", calls) as log.task:
-        genes, fitness, finalists = _evolved(settings, space, log)
-    searched = time.perf_counter() - started
-    started = time.perf_counter()
-    whole = judge(model, job.loader("valid", config), space, finalists, settings.metric)
-    judged = time.perf_counter() - started
-    place, front = _choose(job, finalists, whole)
-    _write_candidates(job, genes, fitness, finalists, whole, front)
+    candidates, finalists, judged = [], [], 0.0
+    log = _Evaluations(job)
+    with job.console.progress("searching", calls * len(job.formats)) as log.task:
+        for format in job.formats:
+            rounded = model if format == model.plan.format else convert(model, format)
+            sample = Sample.of(rounded, job.loader("valid", config), places)
+            log.judge_in(format, Fitness(model, space, sample, settings.metric))
+            genes, fitness, best = _evolved(settings, job.spaces[format], log)
+            candidates += [_Candidate(format, own, float(value)) for own, value in zip(genes, fitness, strict=True)]
+            before = time.perf_counter()
+            whole = judge(rounded, job.loader("valid", config), space, best, settings.metric)
+            finalists += [_Candidate(format, own, float(value)) for own, value in zip(best, whole, strict=True)]
+            judged += time.perf_counter() - before
+    searched = time.perf_counter() - started - judged
+    chosen, front = _choose(job, finalists)
+    _write_candidates(job, candidates, finalists, front)
     assert job.trained is not None
     return job.result(
-        space.allocation(finalists[place]),
-        job.costs(space.chunks(finalists[place])),
+        space.allocation(chosen.genes),
+        job.costs(space.chunks(chosen.genes), chosen.format),
         {"train": job.trained["seconds"], "evolution": searched, "finalists": judged},
-        fitness=float(whole[place]),
-        candidates=len(genes),
+        fitness=chosen.fitness,
+        candidates=len(candidates),
         front=front,
+        format=chosen.format if settings.formats else None,
     )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An allocation in a row format, and what it was judged to be worth."""
+
+    format: FormatName
+    genes: Genes
+    fitness: float
 
 
 def _evolved(
@@ -333,10 +368,10 @@ def _short(settings: SearchConfig) -> int:
 class _Evaluations:
     """Every candidate as it was judged, kept in a file line by line; what is there already is not judged again."""
 
-    def __init__(self, job: _Job, judge: Fitness) -> None:
-        self._job, self._judge = job, judge
+    def __init__(self, job: _Job) -> None:
+        self._job = job
         self._path = job.folder.folder / "evaluations.jsonl"
-        self._known: dict[bytes, float] = {}
+        self._known: dict[tuple[str, bytes], float] = {}
         self._generation = 0
         self._front = np.empty((0, 2))
         self.task: Task | None = None
@@ -345,31 +380,38 @@ class _Evaluations:
             for line in self._path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break  # the line at which the search was cut
-                for genes, value in json.loads(line)["candidates"]:
-                    self._known[np.array(genes, np.int64).tobytes()] = value
+                generation = json.loads(line)
+                for genes, value in generation["candidates"]:
+                    self._known[generation["format"], np.array(genes, np.int64).tobytes()] = value
                 whole += len(line)
             os.truncate(self._path, whole)
 
+    def judge_in(self, format: FormatName, judge: Fitness) -> None:
+        """From now on candidates have rows in this format."""
+        self._format, self._judge = format, judge
+
     def fitness(self, genes: np.ndarray) -> np.ndarray:
         """[N] of genes [N, F], higher is better."""
-        fresh = [own for own in genes if own.tobytes() not in self._known]
+        keys = [(self._format, own.tobytes()) for own in genes]
+        fresh = [own for key, own in zip(keys, genes, strict=True) if key not in self._known]
         if fresh:
-            values = self._judge(np.stack(fresh))
-            self._known |= {own.tobytes(): float(value) for own, value in zip(fresh, values, strict=True)}
-            line = {"candidates": [[own.tolist(), self._known[own.tobytes()]] for own in fresh]}
+            values = [float(value) for value in self._judge(np.stack(fresh))]
+            self._known |= {(self._format, own.tobytes()): value for own, value in zip(fresh, values, strict=True)}
+            judged = [[own.tolist(), value] for own, value in zip(fresh, values, strict=True)]
             with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({"format": self._format, "candidates": judged}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        out = np.array([self._known[own.tobytes()] for own in genes])
+        out = np.array([self._known[key] for key in keys])
         self._tell(genes, out)
         return out
 
     def objectives(self, genes: np.ndarray) -> np.ndarray:
         """[N, K] of genes [N, F], lower is better: minus the fitness, then the costs."""
         job = self._job
-        costs = [[job.costs(own)[name] for name in job.settings.objectives] for own in job.space.chunks(genes)]
-        return np.column_stack([-self.fitness(genes), np.array(costs, np.float64)])
+        costs = [job.costs(own, self._format) for own in job.space.chunks(genes)]
+        costly = np.array([[cost[name] for name in job.settings.objectives] for cost in costs], np.float64)
+        return np.column_stack([-self.fitness(genes), costly])
 
     def _tell(self, genes: np.ndarray, fitness: np.ndarray) -> None:
         """Shows some points of the front so far."""
@@ -387,40 +429,47 @@ class _Evaluations:
             job.registry.log_metrics(job.run_id, rows)
 
 
-def _choose(job: _Job, finalists: np.ndarray, fitness: np.ndarray) -> tuple[int, list[dict[str, Any]]]:
+def _choose(job: _Job, finalists: Sequence[_Candidate]) -> tuple[_Candidate, list[dict[str, Any]]]:
     """The finalist that the search comes to, and the front among the finalists, cheapest first."""
     settings = job.settings
-    costs = [job.costs(chunks) for chunks in job.space.chunks(finalists)]
-    values = np.column_stack([[cost[name] for cost in costs] for name in settings.objectives] + [-fitness])
-    order = non_dominated(values)
+    costs = [job.costs(job.space.chunks(own.genes), own.format) for own in finalists]
+    named = (*settings.objectives, *(["table_bytes"] if settings.formats else []))
+    fitness = np.array([own.fitness for own in finalists])
+    order = non_dominated(np.column_stack([[cost[name] for cost in costs] for name in named] + [-fitness]))
     front = [
-        {**costs[i], settings.metric: abs(float(fitness[i])), "chunks": job.space.allocation(finalists[i])}
+        {
+            **costs[i],
+            **({"format": finalists[i].format} if settings.formats else {}),
+            settings.metric: abs(finalists[i].fitness),
+            "chunks": job.space.allocation(finalists[i].genes),
+        }
         for i in order
     ]
-    if settings.max_lookups is not None:
-        return int(np.argmax(fitness)), front
+    if settings.max_lookups is not None and not settings.formats:
+        return finalists[int(np.argmax(fitness))], front
     enough = [i for i in order if fitness[i] >= fitness.max() - settings.tolerance]
-    return int(enough[0]), front
+    if settings.formats:
+        least = min(costs[i]["table_bytes"] for i in enough)
+        enough = [i for i in enough if costs[i]["table_bytes"] == least]
+        if settings.max_lookups is not None:
+            enough = [max(enough, key=lambda i: fitness[i])]
+    return finalists[int(enough[0])], front
 
 
 def _write_candidates(
-    job: _Job,
-    genes: np.ndarray,
-    fitness: np.ndarray,
-    finalists: np.ndarray,
-    whole: np.ndarray,
-    front: Sequence[dict[str, Any]],
+    job: _Job, candidates: Sequence[_Candidate], finalists: Sequence[_Candidate], front: Sequence[dict[str, Any]]
 ) -> None:
-    judged = {own.tobytes(): float(value) for own, value in zip(finalists, whole, strict=True)}
+    judged = {(own.format, own.genes.tobytes()): own.fitness for own in finalists}
     rows = [
         {
             "candidate": number,
-            **job.costs(job.space.chunks(own)),
-            "sample_fitness": float(value),
-            "fitness": judged.get(own.tobytes()),
-            **job.space.allocation(own),
+            "format": own.format,
+            **job.costs(job.space.chunks(own.genes), own.format),
+            "sample_fitness": own.fitness,
+            "fitness": judged.get((own.format, own.genes.tobytes())),
+            **job.space.allocation(own.genes),
         }
-        for number, (own, value) in enumerate(zip(genes, fitness, strict=True))
+        for number, own in enumerate(candidates)
     ]
     job.folder.write("candidates.json", {"candidates": rows})
     job.folder.write("front.json", {"front": list(front)})
@@ -449,7 +498,7 @@ def _spread(places: np.ndarray, number: int) -> np.ndarray:
 def _at(config: ExperimentConfig, space: SearchSpace, genes: Genes, epochs: int | None) -> ExperimentConfig:
     """The experiment as an ordinary training with these chunks, from scratch."""
     start: dict[str, Any] = {"warm_start": None, "reset": (), "teacher": None} | ({"epochs": epochs} if epochs else {})
-    config = with_allocation(config, space.allocation(genes))
+    config = with_allocation(config, Allocation(space.allocation(genes)))
     return config.model_copy(update={"train": config.train.model_copy(update=start)})
 
 
@@ -464,6 +513,13 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
             expected="rows read for an example",
             mend=f"give it, such as search.max_lookups={len(space.features)}; a front takes search.method=supernet",
         )
+    if settings.evolution == "published" and space.needs_a_chunk and not any(f.levels[0] for f in space.features):
+        raise ConfigError(
+            "the published loop repairs nothing, so that it may propose a model without any input",
+            field="search.levels",
+            found=f"0 for all {len(space.features)} features",
+            mend="let the levels of a feature begin at 1, or set search.evolution to elitist",
+        )
     largest = _at(config, space, space.largest, None)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
     if mean in (0, 1):
@@ -474,6 +530,12 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
             mend="split the data so that validation holds both classes",
         )
     check_trainable(largest, store, plan_of(largest, store))
+
+
+def _space(config: ExperimentConfig, settings: SearchConfig, store: Store, format: FormatName) -> SearchSpace:
+    """What there is to choose among, with the bytes that it takes in a row format."""
+    embedding = config.embedding.model_copy(update={"format": format})
+    return space_of(store.layout, embedding, store.id_counts("train"), settings, _bag_lengths(store))
 
 
 def _bag_lengths(store: Store) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from features.errors import ConfigError
 from features.validation import Strict
 from recsys.embeddings.config import Chunks
+from recsys.embeddings.formats import FormatName
 
 RecipeName = Literal["mixed", "uniform", "nested", "truncated", "lasso"]
 
@@ -60,9 +61,14 @@ class SearchConfig(Strict):
     """Validation rows that candidates are judged on; the best ones are judged again on all of them."""
     objectives: tuple[Literal["lookups", "input_width", "table_bytes"], ...] = ("lookups",)
     """Without a budget: what a front sets against quality. lookups: rows read for an example; input_width: numbers from
-    the table that the network reads; table_bytes: of exact and hot rows, which grow with a feature's chunks."""
+    the table that the network reads; table_bytes: everything indexed by ids."""
+    formats: tuple[FormatName, ...] = ()
+    """Row formats to choose among, beside the chunks; `embedding.format` alone when left out. A candidate is judged
+    with the supernet's rows rounded to its format, and the one chosen is that of the smallest table whose metric is
+    within `tolerance` of the best."""
     tolerance: float = Field(0.0005, ge=0)
-    """Without a budget: the allocation chosen is the cheapest of the front whose metric is within this of the best."""
+    """Without a budget: the allocation chosen is the cheapest of the front whose metric is within this of the best;
+    likewise among formats."""
     finalists: int = Field(40, ge=1)
     """How many candidates are judged on all validation rows."""
     evolution: Literal["elitist", "published"] = "elitist"
@@ -89,6 +95,19 @@ class SearchConfig(Strict):
                     found=list(levels),
                     expected="such as [0, 1, 2, 4, 8]",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _formats_are_judged(self) -> SearchConfig:
+        if self.formats and (self.method != "supernet" or self.evolution == "published"):
+            raise ConfigError(
+                "only a supernet's candidates are judged in several formats",
+                field="search.formats",
+                found=f"search.method {self.method}, search.evolution {self.evolution}",
+                mend="leave formats out, or set method to supernet and evolution to elitist",
+            )
+        if len(set(self.formats)) < len(self.formats):
+            raise ConfigError("a format is named twice", field="search.formats", found=list(self.formats))
         return self
 
     @model_validator(mode="after")

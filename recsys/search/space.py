@@ -44,6 +44,8 @@ class SearchSpace:
     features: tuple[SearchFeature, ...]
     needs_a_chunk: bool = False
     """Whether the model would have no input without any chunk."""
+    shared_bytes: int = 0
+    """Bytes of the table that no allocation changes: shared rows, and the exact and the hot index."""
 
     @property
     def names(self) -> list[str]:
@@ -85,8 +87,8 @@ class SearchSpace:
         return out
 
     def bytes_of(self, counts: np.ndarray) -> np.ndarray:
-        """Bytes of exact and hot rows, [...] of chunk counts [..., F]; the shared region does not grow with them."""
-        out: np.ndarray = counts @ np.array([f.bytes_per_chunk for f in self.features])
+        """Bytes of the table, [...] of chunk counts [..., F]: exact and hot rows grow with them."""
+        out: np.ndarray = self.shared_bytes + counts @ np.array([f.bytes_per_chunk for f in self.features])
         return out
 
     def allocation(self, genes: Genes) -> dict[str, int]:
@@ -190,7 +192,10 @@ def space_of(
             found=list(config.levels),
             expected="two or more numbers of chunks",
         )
-    return SearchSpace(tuple(features), needs_a_chunk=not layout.dense_names and not layout.vector_names)
+    shared = plan.table_bytes - sum(f.bytes_per_chunk for f in features)
+    return SearchSpace(
+        tuple(features), needs_a_chunk=not layout.dense_names and not layout.vector_names, shared_bytes=shared
+    )
 
 
 def uniform(space: SearchSpace, chunks: int) -> Genes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from recsys.serving.bundle import load_bundle
 from recsys.serving.registry import import_mlflow
@@ -169,6 +170,34 @@ def test_a_search_that_is_killed_goes_on_where_it_was(prepared: Any, recsys: Cal
     assert "was finished already" in again.out
 
 
+def test_the_row_format_is_chosen_too(prepared: Any, recsys: Callable[..., Any]) -> None:
+    arguments = (*QUICK, "search.formats=[fp32,int8,int2]", "search.max_lookups=6", "search.tolerance=0.01")
+    outcome = recsys("search", prepared.config, *arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    result = outcome.json
+    folder = Path(result["folder"])
+    candidates = json.loads((folder / "candidates.json").read_text())["candidates"]
+    finalists = [row for row in candidates if row["fitness"] is not None]
+    assert {row["format"] for row in finalists} == {"fp32", "int8", "int2"}
+    ones = {row["format"]: row["table_bytes"] for row in candidates if all(row[name] == 1 for name in FEATURES)}
+    assert ones["int2"] < ones["int8"] < ones["fp32"]
+    best = max(row["fitness"] for row in finalists)
+    enough = [row for row in finalists if row["fitness"] >= best - 0.01]
+    assert result["table_bytes"] == min(row["table_bytes"] for row in enough)
+    assert result["format"] in {row["format"] for row in enough}
+    assert json.loads(Path(result["allocation"]).read_text())["format"] == result["format"]
+    trained = recsys("train", prepared.config, f"allocation={result['allocation']}", "--json")
+    assert trained.code == 0, trained.err
+    assert load_bundle(Path(trained.json["bundle"])).model.plan.format == result["format"]
+    assert trained.json["table_bytes"] == pytest.approx(result["table_bytes"], rel=0.02)
+    journal = (folder / "evaluations.jsonl").read_bytes()
+    (folder / "result.json").unlink()
+    (folder / "evaluations.jsonl").write_bytes(journal[: len(journal) // 2])  # cut in the second format
+    again = recsys("search", prepared.config, *arguments, "--json", "--resume")
+    assert again.json["chunks"] == result["chunks"]
+    assert (folder / "evaluations.jsonl").read_bytes() == journal
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -178,6 +207,8 @@ def test_a_search_that_is_killed_goes_on_where_it_was(prepared: Any, recsys: Cal
         (["search.levels=[1]"], "one allocation to choose from"),
         (["search.method=statistics"], "this method needs a budget"),
         (["search.metric=accuracy"], "search.metric"),
+        (["search.formats=[int8]", "search.method=magnitude"], "search.formats: only a supernet's"),
+        (["search.formats=[int8,int8]"], "search.formats: a format is named twice"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_it_begins(
@@ -187,6 +218,18 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(
     assert outcome.code == 2
     assert said in outcome.err
     assert not (prepared.folder / "work" / "small" / "searches").exists()
+
+
+def test_the_published_loop_may_not_drop_every_input(world: Any, recsys: Callable[..., Any]) -> None:
+    spec = yaml.safe_load(world.config.read_text())["spec"]
+    spec["features"] = [feature for feature in spec["features"] if feature["type"] != "number"]
+    common = (world.config, f"spec={json.dumps(spec)}")
+    assert recsys("prepare", *common).code == 0
+    outcome = recsys("search", *common, *QUICK, "search.evolution=published")
+    assert outcome.code == 2
+    assert "search.levels: the published loop repairs nothing" in outcome.err
+    features = "search.features={user: [1, 2]}"
+    assert recsys("search", *common, *QUICK, "search.evolution=published", features).code == 0
 
 
 def test_an_infeasible_budget_names_the_smallest_that_works(prepared: Any, recsys: Callable[..., Any]) -> None:
@@ -228,6 +271,10 @@ def test_a_validation_split_of_one_class_is_refused(world: Any, recsys: Callable
         ('{"allocation_version": 1, "chunks": {"user": 1.5}}', "not a number of chunks"),
         ('{"allocation_version": 9, "chunks": {}}', "of another version"),
         ('{"user": 1}', "no allocation"),
+        (
+            json.dumps({"allocation_version": 1, "chunks": dict.fromkeys(FEATURES, 1), "format": "int9"}),
+            "no such row format",
+        ),
         ("{", "cannot be read"),
         (None, "file is missing"),
     ],
