@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from features.batch import Batch
 from features.errors import UndefinedMetricError
@@ -39,25 +40,54 @@ class SubNetworks:
 
     def __init__(self, model: CTRModel) -> None:
         self._model = model
-        self._parameters = {name: p.detach() for name, p in model.network.named_parameters()}
         self._places = {name: tuple(_numbered(axis) for axis in axes) for name, axes in model.network.axes().items()}
         self._inputs = _numbered(model.network.input_axis())
 
     def of(self, chunks: Sequence[int]) -> tuple[Network, Tensor]:
         """The network of some chunk counts, in plan order, and the places [I'] of what it reads in the full input."""
+        network, cuts = self._outline(chunks)
+        whole = dict(self._model.network.named_parameters())
+        network.load_state_dict({name: _cut(whole[name].detach(), own) for name, own in cuts.items()}, assign=True)
+        return network.eval(), _found(network.input_axis(), self._inputs)
+
+    def trained(self, chunks: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """The same as a function from the full input [B, I] to logits [B, T]; the model's weights learn through it."""
+        network, cuts = self._outline(chunks)
+        columns = _found(network.input_axis(), self._inputs)
+        whole = self._model.network
+
+        def logits(x: Tensor) -> Tensor:
+            network.train(whole.training)
+            network.autocast = whole.autocast
+            weights = dict(whole.named_parameters())
+            smaller = {name: _cut(weights[name], own) for name, own in cuts.items()}
+            out: Tensor = functional_call(network, smaller, x.index_select(1, columns))
+            return out
+
+        return logits
+
+    def _outline(self, chunks: Sequence[int]) -> tuple[Network, dict[str, list[tuple[int, Tensor]]]]:
+        """The network without weights, and by parameter the dimensions that are smaller, with the places kept."""
         model = self._model
         features = tuple(replace(f, chunks=int(c)) for f, c in zip(model.plan.features, chunks, strict=True))
         with torch.device("meta"):
             network = Network(model.layout, replace(model.plan, features=features), model.config)
-        axes, state = network.axes(), {}
-        for name, _ in network.named_parameters():
-            value = self._parameters[name]
-            for dimension, (axis, places) in enumerate(zip(axes[name], self._places[name], strict=True)):
-                if len(axis) < len(places):
-                    value = value.index_select(dimension, _found(axis, places))
-            state[name] = value
-        network.load_state_dict(state, assign=True)
-        return network.eval(), _found(network.input_axis(), self._inputs)
+        axes = network.axes()
+        cuts = {
+            name: [
+                (dimension, _found(axis, places))
+                for dimension, (axis, places) in enumerate(zip(axes[name], self._places[name], strict=True))
+                if len(axis) < len(places)
+            ]
+            for name, _ in network.named_parameters()
+        }
+        return network, cuts
+
+
+def _cut(value: Tensor, cuts: Sequence[tuple[int, Tensor]]) -> Tensor:
+    for dimension, places in cuts:
+        value = value.index_select(dimension, places)
+    return value
 
 
 @dataclass(frozen=True)

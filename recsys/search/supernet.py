@@ -18,7 +18,7 @@ from torch import Tensor
 from features.batch import Batch
 from recsys.models import CTRModel
 from recsys.search.config import SupernetConfig
-from recsys.search.fitness import predict_allocations
+from recsys.search.fitness import SubNetworks, predict_allocations
 from recsys.search.space import SearchSpace, uniform
 from recsys.training import TrainConfig, Trainer, TrainingListener
 from recsys.training.teacher import distilled
@@ -85,6 +85,9 @@ class SupernetTrainer(Trainer):
         self._masks = ChunkMasks(model)
         self._levels = [torch.tensor(f.levels) for f in space.features]
         self._recipe: Callable[[Tensor, Batch], tuple[Tensor, float]] = getattr(self, f"_{supernet.recipe}")
+        counts = sorted({count for f in space.features for count in f.levels} - {0})[:-1]
+        smaller = SubNetworks(model)
+        self._nested_levels = [smaller.trained(space.chunks(uniform(space, count)).tolist()) for count in counts]
         generator = np.random.Generator(np.random.PCG64(seed))
         drawn = [space.repair(genes, None, generator) for genes in space.random(generator, MONITORED)]
         self._monitored = space.chunks(np.stack([space.largest, *drawn]))
@@ -112,15 +115,16 @@ class SupernetTrainer(Trainer):
         return weighted_loss(self.model.network(x, self._mask(places)), batch)
 
     def _nested(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
-        """Every level for all features at once, in every step (Kusupati et al., 2022; Zhuang et al., 2024)."""
+        """Every level for all features at once, in every step (Kusupati et al., 2022; Zhuang et al., 2024).
+
+        All examples have the same chunks, so a level is computed at its own size.
+        """
         full = self.model.network(x)
         loss, weight = weighted_loss(full, batch)
-        counts = sorted({count for f in self.space.features for count in f.levels} - {0})[:-1]
         target = self._distilled(batch, full)
-        for count in counts:
-            mask = self._masks(torch.from_numpy(self.space.chunks(uniform(self.space, count))).unsqueeze(0))
-            loss = loss + weighted_loss(self.model.network(x, mask), target)[0]
-        return loss / (len(counts) + 1), weight
+        for level in self._nested_levels:
+            loss = loss + weighted_loss(level(x), target)[0]
+        return loss / (len(self._nested_levels) + 1), weight
 
     def _truncated(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """One feature of every example at a random level, the others full (after Horváth et al., 2023)."""

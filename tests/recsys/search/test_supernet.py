@@ -23,6 +23,7 @@ from recsys.search.fitness import predict_allocations
 from recsys.search.space import SearchFeature, SearchSpace
 from recsys.search.supernet import MONITORED, ChunkMasks, SupernetTrainer, chunk_lasso
 from recsys.training import TrainConfig, TrainingListener
+from recsys.training.trainer import weighted_loss
 from tests.recsys.search.models import LARGEST, NAMES, WIDTH, batch, build, networks
 from tests.recsys.training.training_job import PrintSteps
 
@@ -225,11 +226,22 @@ def test_mixed_draws_sparse_and_full_allocations_as_often_as_middling_ones(tmp_p
     np.testing.assert_allclose(together, 1 / 13, atol=0.02)
 
 
-def test_nested_trains_every_level_everywhere(tmp_path: Path) -> None:
-    data = batch(rows=3)
-    masks = masks_of(bare(tmp_path, "nested"), data)
-    found = [np.unique(chunks_kept(mask), axis=0).tolist() for mask in masks]
-    assert found == [[[4, 2, 1, 3, 2]], [[1, 1, 1, 1, 1]], [[2, 2, 1, 2, 2]], [[3, 2, 1, 3, 2]]]
+@networks
+def test_nested_trains_every_level_everywhere(network: dict[str, Any], tmp_path: Path) -> None:
+    own, data = bare(tmp_path, "nested", **network), batch(rows=30)
+    x = own.model.inputs_of(data)
+    full = own.model.network(x)
+    target = own._distilled(data, full)
+    expected = weighted_loss(full, data)[0]
+    for counts in ([1, 1, 1, 1, 1], [2, 2, 1, 2, 2], [3, 2, 1, 3, 2]):
+        mask = own._masks(torch.tensor([counts]))
+        expected = expected + weighted_loss(own.model.network(x, mask), target)[0]
+    parameters = [p for p in own.model.network.parameters() if p.requires_grad]
+    wanted = torch.autograd.grad(expected / 4, parameters, retain_graph=True, allow_unused=True)
+    loss, _ = own._nested(x, data)
+    torch.testing.assert_close(loss, expected / 4)
+    for given, gradient in zip(torch.autograd.grad(loss, parameters, allow_unused=True), wanted, strict=True):
+        torch.testing.assert_close(given, gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_truncated_cuts_one_feature_of_an_example_short(tmp_path: Path) -> None:
