@@ -87,7 +87,7 @@ def test_statistics_spend_the_budget_where_it_is_worth_most(seed: int, budget: f
     worth = np.array([np.linalg.norm(own) for own in norms]) * values**0.25
 
     def total(genes: np.ndarray) -> np.ndarray:
-        out: np.ndarray = np.log2(1 + space.chunks(genes)) @ worth
+        out: np.ndarray = np.sqrt(space.chunks(genes)) @ worth
         return out
 
     every = np.array(list(product(range(4), repeat=4)))
