@@ -57,7 +57,7 @@ class Arm:
     method: str
     """Its name in tables and pictures."""
     embedding: Mapping[str, Any]
-    """Fields of `EmbeddingConfig`, or for a baseline its width and arguments of its class."""
+    """Fields of `EmbeddingConfig`, whose hash seed is the run's unless it is given; or for a baseline its width and arguments of its class."""
     limit: Limit = None
     """`rows` is made as large as fits; None takes `embedding` as it is."""
     baseline: str | None = None
@@ -173,7 +173,7 @@ def embedding_of(
 ) -> tuple[EmbeddingPlan, BaselineEmbedding | None]:
     """The plan of an arm's table within `limit` bytes, or a baseline and a plan of its output width."""
     if arm.baseline is None:
-        return plan_within(layout, {**arm.embedding, "hash_seed": seed}, counts, limit), None
+        return plan_within(layout, {"hash_seed": seed, **arm.embedding}, counts, limit), None
     own = dict(arm.embedding)
     config = BaselineConfig(own.pop("width"), seed, seed, optimizer=optimizer or TableOptimizer())
     baseline = BASELINES[arm.baseline](layout, counts, limit, config, **own)

@@ -437,9 +437,10 @@ def _retrain(data: DataSet, searched: Searched, folder: Path, settings: Settings
 
     def arm(name: str, allocation: str, start: Mapping[str, str]) -> Arm:
         chunks = {"default": 0, "features": searched.allocations[allocation]}
+        table = {**data.embedding, "chunks": chunks, **({"hash_seed": 0} if start else {})}  # rows of the supernet's
         own = {field: str(searched.bundles[bundle]) for field, bundle in start.items()}
         chosen = seeds[:1] if name.startswith("drawn") else seeds
-        return Arm(name, {**data.embedding, "chunks": chunks}, train=own, seeds=chosen)
+        return Arm(name, table, train=own, seeds=chosen)
 
     arms = [arm(name, name, {}) for name in searched.allocations]
     for name in (name for name in searched.allocations if name.startswith(OURS)):
