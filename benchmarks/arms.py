@@ -57,7 +57,8 @@ class Arm:
     method: str
     """Its name in tables and pictures."""
     embedding: Mapping[str, Any]
-    """Fields of `EmbeddingConfig`, whose hash seed is the run's unless it is given; or for a baseline its width and arguments of its class."""
+    """Fields of `EmbeddingConfig`, whose hash seed is the run's unless it is given; or for a baseline its width and
+    arguments of its class."""
     limit: Limit = None
     """`rows` is made as large as fits; None takes `embedding` as it is."""
     baseline: str | None = None
