@@ -22,16 +22,13 @@ Options = Mapping[str, str | int | bool]
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "hf", "http", "https")
 
+_TEXTS: dict[str, Kind] = {".csv": "csv", ".tsv": "tsv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "ipc",
     ".ipc": "ipc",
     ".feather": "ipc",
-    **{
-        f".{name}{packed}": kind
-        for name, kind in (("csv", "csv"), ("tsv", "tsv"), ("ndjson", "ndjson"), ("jsonl", "ndjson"))
-        for packed in ("", ".gz", ".zst")
-    },
+    **{ending + packed: kind for ending, kind in _TEXTS.items() for packed in ("", ".gz", ".zst")},
 }
 _VERSION = re.compile(r"(?P<table>.+)@v(?P<version>[0-9]+)")
 _HTTP = ("http", "https")

@@ -46,6 +46,12 @@ class JoinConfig(Strict):
     max_age: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}[smhdw]$")] | None = None
     """How old a row may be at the time of the event, such as 90s, 15m, 12h, 30d or 4w; any age when left out."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _on_is_no_truth(cls, data: Any) -> Any:
+        # YAML 1.1 reads a bare `on` as true.
+        return {"on" if key is True else key: value for key, value in data.items()} if isinstance(data, dict) else data
+
     @model_validator(mode="after")
     def _check(self) -> JoinConfig:
         if not self.keys:
