@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from features.errors import ConfigError, list_names, nearest
+from features.joins import JoinConfig
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
 from features.splits import SplitConfig
@@ -39,6 +41,8 @@ GATE_METRICS = (
 )
 """Metrics a gate can bound; the last two say how much worse the model is than the reference column."""
 
+_SECRET = re.compile(r"(?i)key|secret|token|password|credential|sas")
+
 
 class DataConfig(Strict):
     """Where the events come from and how they are split; give `recipe` or `source`."""
@@ -50,7 +54,11 @@ class DataConfig(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the recipe."""
     source: str | None = None
-    """A path or glob of Parquet, CSV, TSV, NDJSON or Arrow files."""
+    """A file, glob, folder, Delta table or URL: Parquet, CSV, TSV, NDJSON or Arrow, see docs/sources.md."""
+    storage_options: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Settings of the object store of a URL; `env:NAME` stands for an environment variable, as secrets must."""
+    join: list[JoinConfig] = Field(default_factory=list)
+    """Side tables whose columns are added to the events, one after the other."""
     split: SplitConfig
     """How events become train, valid and test."""
     shard_rows: int = Field(1_000_000, ge=1)
@@ -63,6 +71,40 @@ class DataConfig(Strict):
         if self.source is not None and (self.folder is not None or self.params):
             raise ValueError("'folder' and 'params' belong to a recipe, not to 'source'")
         return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> DataConfig:
+        # The config is written beside every run and into MLflow.
+        for key, value in self.storage_options.items():
+            if _SECRET.search(key) and not str(value).startswith("env:"):
+                raise ConfigError(
+                    "a secret in a config",
+                    field=f"data.storage_options.{key}",
+                    expected="env:NAME, the name of an environment variable",
+                    mend=f"export {key.upper()}=... and write env:{key.upper()}",
+                )
+        return self
+
+    @property
+    def resolved_options(self) -> dict[str, str | int | bool]:
+        """The storage options with the values of environment variables in place of their names: not to be written.
+
+        Raises:
+            ConfigError: A variable is not set.
+        """
+        resolved = dict(self.storage_options)
+        for key, value in self.storage_options.items():
+            if isinstance(value, str) and value.startswith("env:"):
+                name = value.removeprefix("env:")
+                if name not in os.environ:
+                    raise ConfigError(
+                        "the environment variable is not set",
+                        field=f"data.storage_options.{key}",
+                        found=value,
+                        mend=f"export {name}=...",
+                    )
+                resolved[key] = os.environ[name]
+        return resolved
 
 
 class TrackingConfig(Strict):
@@ -145,6 +187,13 @@ class ExperimentConfig(Strict):
         return {**data, "spec": RECIPES[name].spec_hint} if isinstance(name, str) and name in RECIPES else data
 
     @model_validator(mode="after")
+    def _times_of_joins(self) -> ExperimentConfig:
+        for join in self.data.join:
+            if join.time is not None:
+                join.time_of_event(self.spec.time)
+        return self
+
+    @model_validator(mode="after")
     def _known_gates(self) -> ExperimentConfig:
         for name in self.gates:
             if name not in GATE_METRICS:
@@ -193,6 +242,7 @@ class ExperimentConfig(Strict):
             "tracking": True,
             "gates": True,
             "train": {"distributed"},
+            "data": {"storage_options"},
         }
         parts = self.model_dump(mode="json", exclude=aside)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

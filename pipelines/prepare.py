@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 import polars as pl
 
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
+from features.inputs import find_inputs, states
+from features.joins import join_sources
 from features.recipes import RECIPES
 from features.sources import scan
+from features.spec import FeatureSpec
 from features.store import Store, build_store
 from pipelines.config import DataConfig, ExperimentConfig
 from pipelines.console import Console
@@ -36,7 +38,7 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
         console.note(f"data: preparing {folder} ({reason})")
         with console.progress("preparing", None) as task:
             store = build_store(
-                events_of(config.data),
+                events_of(config.data, config.spec),
                 config.spec,
                 config.data.split,
                 folder,
@@ -92,16 +94,24 @@ def dropped_of(store: Store) -> dict[str, int]:
     return {**by_recipe, **store.manifest["dropped"]}
 
 
-def events_of(data: DataConfig) -> pl.LazyFrame:
-    """The raw events of a config.
+def events_of(data: DataConfig, spec: FeatureSpec | None = None) -> pl.LazyFrame:
+    """The raw events of a config with the columns of its side tables.
+
+    Args:
+        data: Where they come from.
+        spec: Names the events' time, for as-of joins that do not.
 
     Raises:
-        ConfigError: There is no such recipe, or it takes no such parameter.
-        DataError: The files are absent or damaged.
+        ConfigError: There is no such recipe, or it takes no such parameter; an as-of join has no time of the event.
+        DataError: The files are absent or damaged, or cannot be joined.
     """
+    options = data.resolved_options
     if data.source is not None:
-        return scan(data.source)
-    return recipe_named(data.recipe or "").load(data.folder, **data.params)
+        events = scan(data.source, storage_options=options)
+    else:
+        events = recipe_named(data.recipe or "").load(data.folder, **data.params)
+    time, unit = (spec.time, spec.time_unit) if spec else (None, None)
+    return join_sources(events, data.join, time=time, time_unit=unit or "us", storage_options=options)
 
 
 def recipe_named(name: str) -> Any:
@@ -128,22 +138,33 @@ def source_of(data: DataConfig) -> dict[str, Any]:
         "recipe": data.recipe,
         "params": data.params,
         "source": data.source,
+        # None as in stores that were made before there were joins.
+        "join": [join.model_dump(mode="json") for join in data.join] or None,
         "folder": str(data.folder) if data.folder else None,
         "split": data.split.model_dump(mode="json"),
         "shard_rows": data.shard_rows,
     }
 
 
-def _files_of(data: DataConfig) -> dict[str, list[int]]:
-    """Size and time of change of every raw file, enough to see that one changed; empty if they are not there."""
+def _files_of(data: DataConfig) -> dict[str, list[int | str]]:
+    """What tells that a raw file or side table changed, such as size and time; empty if one is not there."""
     try:
+        options = data.resolved_options
+        sources = [join.source for join in data.join]
         if data.source is not None:
-            files = [Path(name) for name in glob.glob(data.source)]
+            sources.insert(0, data.source)
+            files: list[Path] = []
         else:
             files = recipe_named(data.recipe or "").files(data.folder, **data.params)
-    except DataError:
-        files = []
-    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
+        found: dict[str, list[int | str]] = {}
+        for file in sorted(files):
+            stat = file.stat()
+            found[str(file)] = [stat.st_size, stat.st_mtime_ns]
+        for source in sources:
+            found |= states(find_inputs(source), options)
+    except (DataError, ConfigError):
+        return {}
+    return found
 
 
 def _provenance(data: DataConfig) -> dict[str, Any]:

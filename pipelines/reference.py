@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from features import spec as features
 from features import splits
+from features.joins import JoinConfig
 from pipelines.config import DataConfig, ExperimentConfig, Gate, TrackingConfig
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig, ExactConfig, HotConfig
@@ -37,6 +38,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "spec": features.FeatureSpec,
     "id": features.IdFeature,
     "ids": features.IdsFeature,
+    "join": JoinConfig,
     "number": features.NumberFeature,
     "bucket": features.BucketFeature,
     "cross": features.CrossFeature,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -372,3 +373,38 @@ def test_inspect_a_run_whose_data_is_gone(world: Any, recsys: Recsys) -> None:
     assert "its table is not looked into" in outcome.err
     refused(recsys("inspect", run, "--html", "table.html"), "no prepared data")
     assert recsys("inspect", run, world.folder / "moved", "--html", "table.html").code == 0
+
+
+@pytest.mark.parametrize(
+    ("join", "words"),
+    [
+        (
+            "{source: users.parquet, on: user, columns: [since]}",
+            ("users.parquet", "data.join.on (user)", "share their key"),
+        ),
+        ("{source: users.parquet, on: user, time: since}", ("data.join (users.parquet).event_time", "spec's time")),
+        ("{source: user.parquet, on: user}", ("user.parquet", "did you mean 'users.parquet'")),
+        ("{source: users.parquet, on: user, time: since, event_time: at, columns: [city]}", ("city", "prefix")),
+        (
+            "{source: users.parquet, on: {city: user}, time: since, event_time: at, columns: []}",
+            ("city", "cannot be compared"),
+        ),
+    ],
+)
+def test_wrong_join(world: Any, recsys: Recsys, join: str, words: tuple[str, ...]) -> None:
+    users = pl.DataFrame({"user": [True, True], "since": [0, 9], "city": ["a", "b"]})
+    if "{city" not in join:
+        users = users.with_columns(user=1)
+    users.write_parquet(world.folder / "users.parquet")
+    refused(recsys("prepare", world.config, f"data.join=[{join}]"), *words)
+    assert not world.store.exists()
+
+
+def test_a_log_cut_short(world: Any, recsys: Recsys) -> None:
+    whole = gzip.compress(pl.read_parquet(world.events).select("user", "click").write_csv().encode())
+    (world.folder / "events.csv.gz").write_bytes(whole[:-100])
+    feature = "spec.features=[{type: id, name: user}]"
+    arguments = ("data.source=events.csv.gz", feature, "spec.group=null", "spec.reference=null")
+    refused(recsys("prepare", world.config, *arguments), "events.csv.gz", "damaged", "unexpected end of file")
+    assert not world.store.exists()
+    assert world.leftovers() == []

@@ -119,3 +119,28 @@ def test_a_recipe_brings_its_spec() -> None:
         config_from({"name": "x", "data": {"source": "events.csv", "split": {"kind": "random"}}})
     with pytest.raises(ConfigError, match=r"data\.recipe"):
         config_from({"name": "x", "data": {"recipe": ["criteo"], "split": {"kind": "random"}}})
+
+
+def test_a_secret_is_the_name_of_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    override = "data.storage_options={aws_region: x, aws_secret_access_key: %s}"
+    with pytest.raises(ConfigError, match=r"data\.storage_options\.aws_secret_access_key: a secret") as error:
+        config_from(minimal(), [override % "hush"])
+    assert "hush" not in str(error.value)
+    config = config_from(minimal(), [override % "env:HUSH"])
+    with pytest.raises(ConfigError, match=r"environment variable is not set\. Found: env:HUSH"):
+        _ = config.data.resolved_options
+    monkeypatch.setenv("HUSH", "hush")
+    assert config.data.resolved_options == {"aws_region": "x", "aws_secret_access_key": "hush"}
+    assert "hush" not in config.to_yaml().replace("env:HUSH", "").lower()
+    assert config.digest() == config_from(minimal()).digest()
+
+
+def test_an_as_of_join_takes_the_time_of_the_spec() -> None:
+    join = "data.join=[{source: users.csv, on: user, time: at%s}]"
+    with pytest.raises(ConfigError, match=r"data\.join \(users\.csv\)\.event_time: an as-of join needs"):
+        config_from(minimal(), [join % ""])
+    assert config_from(minimal(), [join % ", event_time: t"]).data.join[0].time_of_event(None) == "t"
+    config = config_from(minimal(), [join % "", "spec.time=t"])
+    assert config_from(yaml.safe_load(config.to_yaml())) == config
+    with pytest.raises(ConfigError, match=r"data\.join\.0\.tiem: unknown key.*did you mean 'time'"):
+        config_from(minimal(), ["data.join=[{source: users.csv, on: user, tiem: at}]"])

@@ -1,0 +1,53 @@
+"""From partitioned, packed logs and two side tables to a prepared store, by the command alone."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import yaml
+
+from features.store import Store
+
+
+def test_partitioned_logs_with_side_tables(world: Any, recsys: Callable[..., Any]) -> None:
+    events = pl.read_parquet(world.events).drop("tags", "city")
+    joined = events.with_columns(
+        plan=pl.when(pl.col("at") >= 60_000).then(pl.lit("paid")).when(pl.col("at") >= 600).then(pl.lit("free")),
+        brand=pl.when(pl.col("item") != "item-3").then("item"),
+    )
+    users = pl.DataFrame({"id": range(60), "free": 600, "paid": 60_000}).unpivot(
+        index="id", variable_name="plan", value_name="since"
+    )
+    users.sample(fraction=1.0, shuffle=True, seed=1).write_ndjson(world.folder / "users.ndjson")
+    items = events.select("item", brand="item").unique().filter(pl.col("item") != "item-3")
+    (world.folder / "items.csv.gz").write_bytes(gzip.compress(items.write_csv().encode()))
+    for day, piece in enumerate(events.iter_slices(1000)):
+        folder = world.folder / "logs" / f"day={day}"
+        folder.mkdir(parents=True)
+        (folder / "part.csv.gz").write_bytes(gzip.compress(piece.write_csv().encode()))
+        (folder / "_SUCCESS").write_text("")
+    config = yaml.safe_load(world.config.read_text())
+    config["spec"] |= {
+        "features": [{"type": "id", "name": name} for name in ("plan", "brand", "day")],
+        "time": "at",
+        "time_unit": "s",
+    }
+    config["data"] |= {
+        "source": "logs",
+        "join": [
+            {"source": "users.ndjson", "on": {"user": "id"}, "time": "since"},
+            {"source": "items.csv.gz", "on": "item"},
+        ],
+    }
+    world.config.write_text(yaml.safe_dump(config))
+    outcome = recsys("prepare", world.config, "--json")
+    assert outcome.code == 0, outcome.err
+    found = Store.open(world.store)
+    # The same store from one file in which everything was joined by hand.
+    joined.with_columns(day=pl.int_range(pl.len()) // 1000).write_parquet(world.events)
+    by_hand = recsys("prepare", world.config, f"data.source={world.events}", "data.join=[]", "--json")
+    assert by_hand.json["digest"] == outcome.json["digest"] == found.digest
+    assert not by_hand.json["reused"]
