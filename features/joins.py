@@ -221,7 +221,7 @@ class _Side:
         most = None
         if self.join.max_age:
             most = int(self.join.max_age[:-1]) * _SECONDS[self.join.max_age[-1]] * second
-        history = _History(codes, order[_TIME].to_numpy(), most)
+        history = _History(codes, order[_TIME], most)
 
         def look_up(asked: pl.Series) -> pl.Series:
             rows = history.last(asked.struct.field(_CODE), asked.struct.field(_TIME))
@@ -293,14 +293,14 @@ class _History:
 
     Args:
         codes: [R] int64, the number of a row's key, in increasing order.
-        times: [R] int64, increasing within a key.
+        times: Int64 [R], increasing within a key.
         most: The greatest difference allowed, or None.
     """
 
-    def __init__(self, codes: np.ndarray, times: np.ndarray, most: int | None) -> None:
-        self.codes, self.times, self.most = codes, times, most
-        self.instants = np.unique(times)
-        self.places = self._place(codes, times)
+    def __init__(self, codes: np.ndarray, times: pl.Series, most: int | None) -> None:
+        self.codes, self.times, self.most = codes, times.to_numpy(), most
+        self.instants = times.unique().sort().to_numpy()
+        self.places = self._place(codes, times.rank("dense").to_numpy().astype(np.int64))
 
     def last(self, codes: pl.Series, times: pl.Series) -> pl.Series:
         """Returns the row of each event, null if there is none. Both are Int64 [B] and may hold nulls."""
@@ -308,16 +308,19 @@ class _History:
         code, time = codes.fill_null(-1).to_numpy(), times.fill_null(0).to_numpy()
         if not len(self.codes):
             return pl.repeat(None, len(codes), dtype=pl.Int64, eager=True)
-        row = np.searchsorted(self.places, self._place(code, time), side="right") - 1
+        row = np.searchsorted(self.places, self._place(code, self._instants_until(time)), side="right") - 1
         near = np.maximum(row, 0)
         found = known & (row >= 0) & (self.codes[near] == code)
         if self.most is not None:
             found &= time - self.times[near] <= self.most
         return pl.select(pl.when(pl.Series(found)).then(pl.Series(near))).to_series()
 
-    def _place(self, codes: np.ndarray, times: np.ndarray) -> np.ndarray:
+    def _instants_until(self, times: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.instants, times, side="right")
+
+    def _place(self, codes: np.ndarray, instants: np.ndarray) -> np.ndarray:
         """Key and time as one number, in their order: a sorted search for both at once."""
-        return codes * (len(self.instants) + 1) + np.searchsorted(self.instants, times, side="right")
+        return codes * (len(self.instants) + 1) + instants
 
 
 def _left_join(events: pl.LazyFrame, left: list[pl.Expr], side: pl.DataFrame, names: list[str]) -> pl.LazyFrame:
