@@ -65,8 +65,6 @@ def _ranges(column: ColumnProfile, numbers: np.ndarray) -> Bins:
     quantiles = column.quantiles or {}
     low, high = quantiles[0.0], quantiles[1.0]
     edges = np.array([edge for edge in column.deciles if low < edge <= high])
-    if column.whole or column.kind == "list":
-        edges = np.unique(np.ceil(edges))
     missing = np.isnan(numbers)
     codes = np.where(missing, len(edges) + 1, np.searchsorted(edges, numbers, side="right"))
     bounds = [low, *edges.tolist(), high]

@@ -244,7 +244,14 @@ class _Column:
                 break
         exact = self.frequent.exact
         top = self.frequent.top(None)
-        deciles = [digest.quantile(place / 10) for place in range(1, 10)] if digest.count else []
+        whole = self.kind in ("integer", "number") or reading == "integer" or self.inner == "number"
+        whole = whole and self.whole
+
+        def quantile(share: float) -> float:
+            value = digest.quantile(share) or 0.0
+            # Between two whole numbers the digest gives something in between.
+            return round(value) * 1.0 if whole or self.kind == "list" else value
+
         return ColumnProfile(
             name=self.name,
             dtype=str(self.dtype),
@@ -258,9 +265,9 @@ class _Column:
             exact=exact,
             # Of a long tail, what is counted last has a high count by error alone.
             top=tuple(item for item in top[:TOP_VALUES] if 2 * item.least >= item.count),
-            quantiles={share: digest.quantile(share) or 0.0 for share in SHARES} if digest.count else None,
-            deciles=tuple(sorted({value for value in deciles if value is not None})),
-            whole=self.whole and (self.kind in ("integer", "number") or reading == "integer" or self.inner == "number"),
+            quantiles={share: quantile(share) for share in SHARES} if digest.count else None,
+            deciles=tuple(sorted({quantile(place / 10) for place in range(1, 10)})) if digest.count else (),
+            whole=whole,
             leading_zeros=self.leading_zeros,
             ascending=self.ascending and self.rows > 1,
         )
@@ -319,4 +326,4 @@ class _Sample:
         return sum(frame.height for frame in self._kept)
 
     def _bytes(self) -> int:
-        return sum(frame.estimated_size() for frame in self._kept)
+        return sum(int(frame.estimated_size()) for frame in self._kept)

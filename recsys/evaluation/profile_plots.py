@@ -27,7 +27,7 @@ def distinct_picture(columns: Sequence[ColumnProfile]) -> Picture:
         places = _places(axes, [column.name for column in columns])
         axes.barh(places, distinct, 0.7, color=theme.series[0], alpha=0.75, left=0.8)
         for place, column in zip(places, columns, strict=True):
-            text = f" {100 * column.head_share:.2g} %"
+            text = f" {100 * column.head_share:.3g} %"
             axes.text(max(column.distinct, 1) + 0.8, place, text, color=theme.text, va="center", fontsize=8)
         axes.set(xscale="log", xlabel="distinct values", xlim=(0.8, 8 * max(distinct)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))

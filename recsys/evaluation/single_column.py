@@ -83,26 +83,26 @@ def power_of(column: ColumnProfile, values: pl.Series, labels: np.ndarray) -> Po
         labels: [N] in {0, 1}.
     """
     bins = bins_of(column, values)
-    predicted = _cross_rates(_codes(values), labels)
+    predicted = [_cross_rates(_codes(values), labels)]
     by_range = by_size = None
     try:
-        by_value = _halves_auc(labels, predicted)
+        by_value = _halves_auc(labels, predicted[0])
     except UndefinedMetricError:
         return None
     if bins.ordered:
-        by_range = _halves_auc(labels, _cross_rates(bins.codes, labels))
+        predicted.append(_cross_rates(bins.codes, labels))
+        by_range = _halves_auc(labels, predicted[1])
         numbers = column.numbers(values)
         size = auc(labels, numbers.fill_null(numbers.median()).to_numpy())
         by_size = max(size, 1 - size)
-    guess = predicted >= 0.5
-    told = [float((guess[labels == side] == side).mean()) for side in (0, 1)]
+    told = [min(float(((rates >= 0.5)[labels == side] == side).mean()) for side in (0, 1)) for rates in predicted]
     there = bins.counts()
     return Power(
         rates=tuple(_rate(name, labels[bins.codes == code]) for code, name in enumerate(bins.names) if there[code]),
         by_value=by_value,
         by_range=by_range,
         by_size=by_size,
-        copies=min(told) >= COPY_SHARE,
+        copies=max(told) >= COPY_SHARE,
     )
 
 
