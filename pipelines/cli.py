@@ -33,12 +33,59 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Overrides, such as `train.epochs=3`.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or glob of raw rows.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of 0 and 1; looked for by default.")]
+Time = Annotated[str | None, typer.Option("--time", help="Column with the time; looked for by default.")]
 RunName = Annotated[str | None, typer.Option("--run", help="A run's number; the newest trained one by default.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run or search if it was cut.")]
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
 ]
 Workspace = Annotated[Path, typer.Option("--workspace", help="Where the MLflow store is looked for.")]
+
+
+@app.command()
+def profile(
+    source: Source,
+    as_json: Json = False,
+    label: Label = None,
+    time: Time = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; `work/NAME/profile` by default.")] = None,
+) -> None:
+    """Show what a source holds, what predicts its label, and what to do with each column; writes a page.
+
+    `recsys profile events.parquet`
+
+    `recsys profile "logs/day-*.csv.gz" --label click --time at --out profile`
+    """
+    with _job(as_json) as job:
+        from pipelines.profile import profile
+
+        job.result = profile(source, job.console, label=label, time=time, out=out)
+
+
+@app.command()
+def init(
+    source: Source,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("--out", help="The YAML file; `NAME.yaml` by default.")] = None,
+    label: Label = None,
+    time: Time = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the experiment; made from the source's by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a config that runs as it stands from what a source holds.
+
+    `recsys init events.parquet`
+
+    `recsys init "logs/day-*.csv.gz" --label click --out clicks.yaml --name clicks`
+    """
+    with _job(as_json) as job:
+        from pipelines.init import init
+
+        job.result = init(source, job.console, out=out, label=label, time=time, name=name, force=force)
 
 
 @app.command()
