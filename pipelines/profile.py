@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from features.drift import Drift, drift_of
+from features.time_drift import Drift, drift_of
 from features.files import write_json
 from features.profile import Profile, profile_of
 from features.roles import Roles, find_roles
