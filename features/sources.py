@@ -49,11 +49,12 @@ def scan(path: str | Path, *, storage_options: Options | None = None) -> pl.Lazy
     for file in () if inputs.remote else inputs.files:
         if Path(file).stat().st_size == 0:
             raise DataError("file is empty", field=file, mend="write it anew or leave it out")
-    # Quickly told that a store is out of reach, not after Polars' ten attempts.
-    options = {"max_retries": 2, **(storage_options or {})} if inputs.remote else {}
-    schema = _common_schema(inputs, options)
+    options = dict(storage_options or {}) if inputs.remote else {}
+    # A store out of reach is told of at once; a long reading may try as often as Polars does.
+    opening = {"max_retries": 2, **options} if inputs.remote else {}
+    schema = _common_schema(inputs, opening)
     with _readable(inputs.path, inputs):
-        keys = _partition_keys(inputs, options)
+        keys = _partition_keys(inputs, opening)
         keys = [key for key in keys if key not in schema]
         frame = _read(inputs, list(inputs.files), options, schema, paths=bool(keys))
         if keys:
