@@ -164,8 +164,7 @@ def name_of(source: str) -> str:
 
 def show(found: Study, console: Console) -> None:
     """Prints the columns and what was found."""
-    rows = [{key: value for key, value in row.items() if key != "why"} for row in column_rows(found)]
-    console.table(f"{found.source}: {found.profile.rows:,} rows", rows)
+    console.table(f"{found.source}: {found.profile.rows:,} rows", column_rows(found))
     for line in findings(found):
         console.note(line)
 
@@ -188,7 +187,6 @@ def column_rows(found: Study) -> list[dict[str, Any]]:
                 "operator": suggestion.operator,
                 "region": suggestion.region,
                 "chunks": suggestion.chunks or None,
-                "why": suggestion.reason,
             }
         )
     return rows

@@ -57,6 +57,7 @@ def _headline(found: Study) -> list[Figure]:
 
 def _sections(found: Study) -> list[Section]:
     columns = found.profile.columns
+    reasons = [{"column": item.column, "operator": item.operator, "why": item.reason} for item in found.suggestions]
     sections = [
         Section(
             "Columns",
@@ -65,6 +66,7 @@ def _sections(found: Study) -> list[Section]:
             f"chance, in bits; above {DRIFT} it is worth a look. Region and chunks say where its rows would lie.",
             column_rows(found),
         ),
+        Section("Operators", "What to do with each column, and why.", reasons),
         Section("What stands out", rows=[{"finding": line} for line in findings(found)]),
     ]
     suspects = [
