@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from features.bins import MISSING, OTHER, bins_of
-from features.time_drift import drift_of, jensen_shannon
 from features.errors import DataError
 from features.profile import profile_of
 from features.roles import find_roles, is_time, unit_of
+from features.time_drift import drift_of, jensen_shannon
 
 ROWS = 3000
 START = datetime.datetime(2024, 1, 1)
