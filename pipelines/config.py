@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from features.errors import ConfigError, list_names, nearest
+from features.quality import QualityConfig
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
 from features.splits import SplitConfig
@@ -55,6 +56,8 @@ class DataConfig(Strict):
     """How events become train, valid and test."""
     shard_rows: int = Field(1_000_000, ge=1)
     """Rows of a stored shard, which is the unit of shuffling."""
+    quality: QualityConfig = QualityConfig()
+    """What becomes of rows that cannot be used."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:

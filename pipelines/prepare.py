@@ -10,9 +10,14 @@ from typing import Any
 import polars as pl
 
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
+from features.folders import spool_beside
+from features.inputs import gather, input_files
+from features.pipeline import FeaturePipeline
 from features.recipes import RECIPES
+from features.records import Open, require_records
 from features.sources import scan
-from features.store import Store, build_store
+from features.store import QUARANTINE, Store, build_store
+from features.unreadable import READ, Unreadable
 from pipelines.config import DataConfig, ExperimentConfig
 from pipelines.console import Console
 
@@ -21,7 +26,7 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
     """Make the experiment's store, or say that the one there fits.
 
     Returns:
-        store (its folder), reused, rows a split, dropped, digest, seconds.
+        store (its folder), reused, rows a split, dropped, quarantined, digest, seconds.
 
     Raises:
         RecsysError: The data or the spec is wrong; what was prepared before stays as it was.
@@ -34,29 +39,34 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
         console.note(f"data: {folder} fits the config and is used again")
     else:
         console.note(f"data: preparing {folder} ({reason})")
-        with console.progress("preparing", None) as task:
+        with console.progress("preparing", None) as task, spool_beside(folder) as spool:
+            events, unreadable = _events(config, spool)
             store = build_store(
-                events_of(config.data),
+                events,
                 config.spec,
                 config.data.split,
                 folder,
                 shard_rows=config.data.shard_rows,
                 source={
-                    **source_of(config.data),
+                    **_origin(config.data),
                     "files": _files_of(config.data),
                     "provenance": _provenance(config.data),
                 },
+                quality=config.data.quality,
+                unreadable=unreadable,
                 progress=task.update,
             )
     rows = {split: store.rows(split) for split in ("train", "valid", "test")}
     dropped = dropped_of(store)
     counts = [f"{split} {count:,} rows" for split, count in rows.items()]
     console.note("data: " + ", ".join([*counts, *(f"{count:,} dropped: {why}" for why, count in dropped.items())]))
+    quarantined = _say_quarantine(store, console)
     return {
         "store": str(folder),
         "reused": reason is None,
         "rows": rows,
         "dropped": dropped,
+        "quarantined": quarantined,
         "digest": store.digest,
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -69,7 +79,7 @@ def open_store(config: ExperimentConfig) -> Store:
         ArtifactError: There is none, or it was prepared with another spec, source or split, or from other files.
     """
     store = Store.open(config.store_folder, spec=config.spec)
-    prepared, wanted = store.manifest["source"], source_of(config.data)
+    prepared, wanted = store.manifest["source"], _origin(config.data)
     keys = [key for key in wanted if prepared.get(key) != wanted[key]]
     files = _files_of(config.data)
     if files and files != prepared.get("files"):
@@ -83,6 +93,41 @@ def open_store(config: ExperimentConfig) -> Store:
             mend="run `recsys prepare` again",
         )
     return store
+
+
+def _origin(data: DataConfig) -> dict[str, Any]:
+    """What decides the rows of a store, for its manifest."""
+    return {**source_of(data), "quality": data.quality.rules()}
+
+
+def _events(config: ExperimentConfig, spool: Path) -> tuple[pl.LazyFrame, Unreadable]:
+    """The events, and what of the source's files cannot be read."""
+    data = config.data
+    files = input_files([Path(file) for file in _files_of(data)]) if data.source is not None else []
+    if files and (data.quality.mode == "quarantine" or data.quality.now == "file"):
+        return gather(files, _opener(data), FeaturePipeline(config.spec), data.quality, spool)
+    events = events_of(data)
+    for file in files:
+        require_records(file.path)
+    return events, READ
+
+
+def _opener(data: DataConfig) -> Open:
+    """Opens one file as the config opens its source."""
+    return lambda path: events_of(data.model_copy(update={"source": str(path)}))
+
+
+def _say_quarantine(store: Store, console: Console) -> dict[str, int]:
+    """Tells what is in quarantine, and what was odd."""
+    quarantined: dict[str, int] = store.manifest.get("quarantined", {})
+    files = store.manifest.get("quarantined_files", [])
+    console.table("quarantine", [{"reason": reason, "rows": count} for reason, count in quarantined.items()])
+    console.table("files in quarantine", files)
+    for note in store.manifest.get("notes", []):
+        console.note(f"data: {note}")
+    if quarantined:
+        console.note(f"data: the rows are in {store.folder / QUARANTINE}")
+    return quarantined
 
 
 def dropped_of(store: Store) -> dict[str, int]:
