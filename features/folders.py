@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from features.errors import DataError
+from features.errors import ArtifactError, DataError
 from features.files import cannot_write
 
 
@@ -19,7 +20,7 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """Gives a folder to write into, which takes the place of `folder` at the end, or vanishes on an error."""
     partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
     try:
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         partial.mkdir(parents=True)
         yield partial
         _replace(partial, folder, old)
@@ -28,6 +29,38 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise cannot_write(folder, error) from error
         raise
+
+
+@contextmanager
+def workshop(folder: Path) -> Iterator[Path]:
+    """Gives one process at a time a folder beside `folder` that outlives it, for work that another run goes on with.
+
+    Raises:
+        ArtifactError: Another process has it, or it cannot be written.
+    """
+    work = folder.with_name(f".{folder.name}.work")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    except OSError as error:
+        raise cannot_write(work, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ArtifactError(
+                "another process is preparing this store", field=str(folder), mend="wait until it has ended"
+            ) from None
+        yield work
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a file that nobody changes a second name, or copies it where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextmanager
@@ -71,8 +104,11 @@ def _replace(partial: Path, folder: Path, old: Path) -> None:
         _put_back(old, folder)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left beside `folder`; those that still run keep theirs."""
+def remove_leftovers(folder: Path) -> None:
+    """Puts back a folder that a killed process had moved aside, and removes what else it left.
+
+    Processes that still run keep theirs.
+    """
     if not folder.parent.is_dir():
         return
     pattern = re.compile(rf"\.{re.escape(folder.name)}\.([0-9]+)\.(partial|old|spool)")

@@ -38,6 +38,11 @@ class InputFile:
         """Its size."""
         return self.path.stat().st_size
 
+    @property
+    def changed(self) -> int:
+        """When it was changed last, in nanoseconds since 1970-01-01 UTC."""
+        return self.path.stat().st_mtime_ns
+
     def digest(self) -> str:
         """Returns the hex xxh3-128 of all its bytes: against confusion, not against an attacker.
 
@@ -131,7 +136,7 @@ def read_file(
         if quality.mode == "strict":
             raise
         return Reading(file, None, failure=str(error) if isinstance(error, DataError) else first_line(error))
-    changed = file.path.stat().st_mtime_ns // 1000
+    changed = file.changed // 1000
     known = {FILE_COLUMN: pl.lit(file.name), CHANGED_COLUMN: pl.lit(changed, dtype=pl.Int64)}
     return Reading(file, frame.with_columns(**known), tuple(records), note=note)
 

@@ -105,7 +105,7 @@ def require_records(path: Path) -> None:
         raise _unreadable(path, error) from error
     if bad:
         raise DataError(
-            f"{bad[0].reason} (in {len(bad)} lines)",
+            f"{bad[0].reason} (in {len(bad)} line{'s' if len(bad) > 1 else ''})",
             field=str(path),
             found=f"{bad[0].text!r:.80} in row {bad[0].place}",
             expected="as many fields in every line as in the header, in UTF-8",

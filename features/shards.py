@@ -1,9 +1,9 @@
-"""Writes encoded rows of the three splits as Arrow shards, and adds up what is known of them."""
+"""Writes encoded rows of the three splits as Arrow shards, and merges, links and describes shards."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from features.columns import column_types, record_batch
 from features.files import cannot_write, md5_of
+from features.folders import link
 from features.frames import SPLIT_COLUMN, iterate
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
@@ -24,52 +25,8 @@ Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
 
 
-@dataclasses.dataclass
-class Written:
-    """Shards of some rows, by split, and what the manifest says of them.
-
-    Attributes:
-        shards: path (from the folder they were written into), rows, bytes and md5 of each.
-        label_sums: [T] float64; no entry for a split without rows.
-        time_range: First and last time; no entry for a split without rows or a spec without time.
-    """
-
-    shards: dict[str, list[dict[str, Any]]]
-    label_sums: dict[str, list[float]]
-    time_range: dict[str, list[int]]
-
-    @property
-    def rows(self) -> dict[str, int]:
-        """Rows of each split."""
-        return {name: sum(shard["rows"] for shard in self.shards[name]) for name in SPLITS}
-
-    @staticmethod
-    def sum(parts: Iterable[Written]) -> Written:
-        """Returns what several say together; shards stand in the order of the parts."""
-        total = Written({name: [] for name in SPLITS}, {}, {})
-        for part in parts:
-            for name in SPLITS:
-                total.shards[name] += part.shards[name]
-            for name, sums in part.label_sums.items():
-                before = total.label_sums.get(name, [0.0] * len(sums))
-                total.label_sums[name] = [a + b for a, b in zip(before, sums, strict=True)]
-            for name, (first, last) in part.time_range.items():
-                low, high = total.time_range.get(name, [first, last])
-                total.time_range[name] = [min(low, first), max(high, last)]
-        return total
-
-    def manifest(self, layout: Layout) -> dict[str, Any]:
-        """Returns rows, shards, label means and, with a time, the time range, each by split."""
-        rows = self.rows
-        manifest: dict[str, Any] = {
-            "rows": rows,
-            "shards": self.shards,
-            "label_means": {
-                name: {label: value / rows[name] for label, value in zip(layout.label_names, sums, strict=True)}
-                for name, sums in self.label_sums.items()
-            },
-        }
-        return manifest | ({"time_range": self.time_range} if layout.has_time else {})
+Shards = dict[str, list[dict[str, Any]]]
+"""Of each split: path (from the folder of the store), rows, bytes and md5 of every shard, in order."""
 
 
 def write_shards(
@@ -78,8 +35,8 @@ def write_shards(
     pipeline: FeaturePipeline,
     shard_rows: int,
     progress: Progress | None = None,
-) -> Written:
-    """Encodes and writes rows into `folder`, which holds up to `shard_rows` encoded rows a split in memory.
+) -> Shards:
+    """Encodes rows and writes them into `folder`; holds up to `shard_rows` encoded rows a split in memory.
 
     Args:
         folder: Gets a folder a split.
@@ -109,11 +66,93 @@ def write_shards(
         raise pipeline.explain(assigned, error, labels=True) from error
     except (OSError, pa.ArrowException) as error:
         raise cannot_write(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
-    return Written(
-        {name: writer.shards for name, writer in writers.items()},
-        {name: writer.label_sums.tolist() for name, writer in writers.items() if writer.label_sums is not None},
-        {name: [min(writer.times), max(writer.times)] for name, writer in writers.items() if writer.times},
-    )
+    return {name: writer.shards for name, writer in writers.items()}
+
+
+def describe(folder: Path, shards: Shards, layout: Layout) -> dict[str, Any]:
+    """Returns what a manifest says of shards: rows, shards, label means and, with a time, the time range, by split."""
+    means: dict[str, dict[str, float]] = {}
+    ranges: dict[str, list[int]] = {}
+    for split, entries in shards.items():
+        sums = np.zeros(len(layout.label_names))
+        for entry in entries:
+            batch = read_shard(folder / entry["path"])
+            sums += batch.column("labels").flatten().to_numpy().reshape(batch.num_rows, -1).sum(0, dtype=np.float64)
+            if layout.has_time:
+                times = batch.column("time").to_numpy()
+                low, high = ranges.get(split, [int(times[0])] * 2)
+                ranges[split] = [min(low, int(times.min())), max(high, int(times.max()))]
+        if entries:
+            rows = sum(entry["rows"] for entry in entries)
+            means[split] = dict(zip(layout.label_names, (sums / rows).tolist(), strict=True))
+    rows_of = {split: sum(entry["rows"] for entry in entries) for split, entries in shards.items()}
+    manifest = {"rows": rows_of, "shards": shards, "label_means": means}
+    return manifest | ({"time_range": ranges} if layout.has_time else {})
+
+
+def read_shard(path: Path) -> pa.RecordBatch:
+    """Maps a shard into memory."""
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).get_batch(0)
+
+
+def link_shards(source: Path, shards: Shards, folder: Path, into: Shards) -> None:
+    """Adds shards to a folder under the next free names, without a copy where the file system can.
+
+    Args:
+        source: The folder they are in.
+        shards: They.
+        folder: Where they go.
+        into: The shards that are there; the new ones are appended.
+    """
+    for split, entries in shards.items():
+        for entry in entries:
+            name = _name(split, len(into[split]))
+            link(source / entry["path"], folder / name)
+            into[split].append({**entry, "path": name})
+
+
+def compact(folder: Path, shards: Shards, shard_rows: int) -> Shards:
+    """Merges neighbouring shards that together have at most `shard_rows` rows; the order of the rows stays."""
+    merged: Shards = {}
+    for split, entries in shards.items():
+        groups: list[list[dict[str, Any]]] = []
+        for entry in entries:
+            if groups and sum(part["rows"] for part in groups[-1]) + entry["rows"] <= shard_rows:
+                groups[-1].append(entry)
+            else:
+                groups.append([entry])
+        merged[split] = []
+        for group in groups:
+            name = _name(split, len(merged[split]))
+            if len(group) > 1:
+                table = pa.Table.from_batches([read_shard(folder / entry["path"]) for entry in group])
+                # Written beside and renamed: the name may be that of a shard of this very group.
+                entry = write_shard(folder, f"{split}/merged.arrow", table.combine_chunks().to_batches()[0])
+                for part in group:
+                    (folder / part["path"]).unlink()
+                os.replace(folder / entry["path"], folder / name)
+                merged[split].append({**entry, "path": name})
+            else:
+                os.replace(folder / group[0]["path"], folder / name)
+                merged[split].append({**group[0], "path": name})
+    return merged
+
+
+def drop_older(folder: Path, shards: Shards, before: int) -> tuple[Shards, int]:
+    """Leaves out the shards whose rows are all older than `before` (microseconds); returns also how many rows."""
+    kept: Shards = {name: [] for name in shards}
+    rows = 0
+    for split, entries in shards.items():
+        for entry in entries:
+            if int(read_shard(folder / entry["path"]).column("time").to_numpy().max()) < before:
+                (folder / entry["path"]).unlink()
+                rows += entry["rows"]
+            else:
+                name = _name(split, len(kept[split]))
+                os.replace(folder / entry["path"], folder / name)
+                kept[split].append({**entry, "path": name})
+    return kept, rows
 
 
 def write_shard(folder: Path, name: str, batch: pa.RecordBatch) -> dict[str, Any]:
@@ -124,6 +163,10 @@ def write_shard(folder: Path, name: str, batch: pa.RecordBatch) -> dict[str, Any
     return {"path": name, "rows": batch.num_rows, "bytes": path.stat().st_size, "md5": md5_of(path)}
 
 
+def _name(split: str, number: int) -> str:
+    return f"{split}/part-{number:05d}.arrow"
+
+
 class _ShardWriter:
     """Gathers the rows of one split and writes a file whenever there are enough."""
 
@@ -132,8 +175,6 @@ class _ShardWriter:
         self.waiting: list[pl.DataFrame] = []
         self.height = 0
         self.shards: list[dict[str, Any]] = []
-        self.label_sums: np.ndarray | None = None
-        self.times: list[int] = []
         (folder / split).mkdir(parents=True)
 
     def add(self, frame: pl.DataFrame) -> None:
@@ -151,9 +192,4 @@ class _ShardWriter:
             return
         batch = record_batch(pl.concat(self.waiting), self.types)
         self.waiting, self.height = [], 0
-        self.shards.append(write_shard(self.folder, f"{self.split}/part-{len(self.shards):05d}.arrow", batch))
-        labels = batch.column("labels").flatten().to_numpy().reshape(batch.num_rows, -1).sum(axis=0, dtype=np.float64)
-        self.label_sums = labels if self.label_sums is None else self.label_sums + labels
-        if "time" in self.types:
-            times = batch.column("time").to_numpy()
-            self.times += [int(times.min()), int(times.max())]
+        self.shards.append(write_shard(self.folder, _name(self.split, len(self.shards)), batch))

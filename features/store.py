@@ -26,7 +26,7 @@ from features.frames import SPLIT_COLUMN
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
 from features.quality import STRICT, QualityConfig, check, check_share, write_quarantine
-from features.shards import Progress, write_shards
+from features.shards import Progress, describe, write_shards
 from features.spec import FeatureSpec, digest_json
 from features.splits import SPLITS, Split, drop_reason
 from features.unreadable import READ, Unreadable
@@ -88,10 +88,10 @@ def build_store(
             unreadable.check_share(quality)
         check_splits(checked.counts, split)
         pipeline.fit(checked.kept.filter(pl.col(SPLIT_COLUMN) == "train"))
-        written = write_shards(partial, checked.kept, pipeline, shard_rows, progress)
+        shards = write_shards(partial, checked.kept, pipeline, shard_rows, progress)
         dropped = checked.counts.get(None, 0)
         manifest = {
-            **written.manifest(pipeline.layout),
+            **describe(partial, shards, pipeline.layout),
             "rows_read": checked.rows_read + len(unreadable.records),
             "split": split.model_dump(mode="json"),
             "dropped": {drop_reason(split): dropped} if dropped else {},
@@ -117,9 +117,11 @@ def finish(folder: Path, pipeline: FeaturePipeline, manifest: dict[str, Any]) ->
         DataError: Rows were lost between reading and writing.
         ArtifactError: It cannot be written, or a shard is not whole.
     """
-    counted = [*manifest["rows"].values(), *manifest["dropped"].values(), *manifest["quarantined"].values()]
-    if sum(counted) != manifest["rows_read"]:
-        raise DataError("rows were lost", found=sum(counted), expected=manifest["rows_read"], mend="report this")
+    counted = sum(sum(manifest[key].values()) for key in ("rows", "dropped", "quarantined")) + manifest.get(
+        "retired", 0
+    )
+    if counted != manifest["rows_read"]:
+        raise DataError("rows were lost", found=counted, expected=manifest["rows_read"], mend="report this")
     manifest |= {
         "version": STORE_VERSION,
         "fingerprint_version": FINGERPRINT_VERSION,

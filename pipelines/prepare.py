@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
-from features.folders import spool_beside
+from features.folders import remove_leftovers, spool_beside
+from features.incremental import UPDATE, update_store
 from features.inputs import gather, input_files
 from features.pipeline import FeaturePipeline
 from features.recipes import RECIPES
@@ -22,8 +23,13 @@ from pipelines.config import DataConfig, ExperimentConfig
 from pipelines.console import Console
 
 
-def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
-    """Make the experiment's store, or say that the one there fits.
+def prepare(config: ExperimentConfig, console: Console, *, rebuild: bool = False) -> dict[str, Any]:
+    """Make the experiment's store, add new files to it, or say that the one there fits.
+
+    Args:
+        config: The experiment.
+        console: Told what is done.
+        rebuild: Prepare everything anew.
 
     Returns:
         store (its folder), reused, rows a split, dropped, quarantined, digest, seconds.
@@ -32,44 +38,79 @@ def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
         RecsysError: The data or the spec is wrong; what was prepared before stays as it was.
     """
     folder = config.store_folder
-    reason = _why_not(config)
     started = time.perf_counter()
-    if reason is None:
-        store = Store.open(folder, spec=config.spec)
-        console.note(f"data: {folder} fits the config and is used again")
+    remove_leftovers(folder)
+    reason = "asked for" if rebuild else _why_not(config)
+    if _adds(config.data, console):
+        store, reused = _update(config, console, reason)
+    elif reason is None:
+        store, reused = Store.open(folder, spec=config.spec), True
     else:
-        console.note(f"data: preparing {folder} ({reason})")
-        with console.progress("preparing", None) as task, spool_beside(folder) as spool:
-            events, unreadable = _events(config, spool)
-            store = build_store(
-                events,
-                config.spec,
-                config.data.split,
-                folder,
-                shard_rows=config.data.shard_rows,
-                source={
-                    **_origin(config.data),
-                    "files": _files_of(config.data),
-                    "provenance": _provenance(config.data),
-                },
-                quality=config.data.quality,
-                unreadable=unreadable,
-                progress=task.update,
-            )
+        store, reused = _build(config, console, reason), False
+    if reused:
+        console.note(f"data: {folder} fits the config and is used again")
     rows = {split: store.rows(split) for split in ("train", "valid", "test")}
     dropped = dropped_of(store)
     counts = [f"{split} {count:,} rows" for split, count in rows.items()]
     console.note("data: " + ", ".join([*counts, *(f"{count:,} dropped: {why}" for why, count in dropped.items())]))
-    quarantined = _say_quarantine(store, console)
     return {
         "store": str(folder),
-        "reused": reason is None,
+        "reused": reused,
         "rows": rows,
         "dropped": dropped,
-        "quarantined": quarantined,
+        "quarantined": _say_quarantine(store, console),
         "digest": store.digest,
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
+    """Everything anew."""
+    folder, data = config.store_folder, config.data
+    console.note(f"data: preparing {folder} ({reason})")
+    with console.progress("preparing", None) as task, spool_beside(folder) as spool:
+        events, unreadable = _events(config, spool)
+        return build_store(
+            events,
+            config.spec,
+            data.split,
+            folder,
+            shard_rows=data.shard_rows,
+            source={**_origin(data), "files": _files_of(data), "provenance": _provenance(data)},
+            quality=data.quality,
+            unreadable=unreadable,
+            progress=task.update,
+        )
+
+
+def _update(config: ExperimentConfig, console: Console, reason: str | None) -> tuple[Store, bool]:
+    """New files alone, if the store that is there allows it; says also whether there were none."""
+    folder, data = config.store_folder, config.data
+    before = None if reason is not None else len(Store.open(folder).manifest["batches"])
+    files = input_files([Path(file) for file in _files_of(data)])
+    if not files:
+        events_of(data)  # says why there are none
+    if reason is not None:
+        console.note(f"data: preparing {folder} ({reason})")
+    with console.progress("preparing", None) as task:
+        store = update_store(
+            files,
+            _opener(data),
+            config.spec,
+            data.split,
+            folder,
+            shard_rows=data.shard_rows,
+            source={**_origin(data), "provenance": _provenance(data)},
+            quality=data.quality,
+            incremental=data.incremental or UPDATE,
+            anew=reason is not None,
+            progress=task.update,
+        )
+    reused = len(store.manifest["batches"]) == before
+    if not reused:
+        said = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in store.manifest["batches"][-1].items())
+        console.note(f"data: added {said}")
+    return store, reused
 
 
 def open_store(config: ExperimentConfig) -> Store:
@@ -82,7 +123,8 @@ def open_store(config: ExperimentConfig) -> Store:
     prepared, wanted = store.manifest["source"], _origin(config.data)
     keys = [key for key in wanted if prepared.get(key) != wanted[key]]
     files = _files_of(config.data)
-    if files and files != prepared.get("files"):
+    # A store to which files are added is whole without those that came since.
+    if files and "inputs" not in store.manifest and files != prepared.get("files"):
         keys.append("the raw files")
     if keys:
         raise ArtifactError(
@@ -97,7 +139,22 @@ def open_store(config: ExperimentConfig) -> Store:
 
 def _origin(data: DataConfig) -> dict[str, Any]:
     """What decides the rows of a store, for its manifest."""
-    return {**source_of(data), "quality": data.quality.rules()}
+    adds = True if data.incremental is not None and data.split.by_row else None
+    return {**source_of(data), "quality": data.quality.rules(), "incremental": adds}
+
+
+def _adds(data: DataConfig, console: Console) -> bool:
+    """Whether new files are added to what is prepared."""
+    if data.incremental is None:
+        return False
+    if data.source is None:
+        raise ConfigError("a recipe has no files to add", field="data.incremental", mend="leave it out")
+    if not data.split.by_row:
+        console.note(
+            f"data: a {data.split.kind} split moves rows when files are added: any change prepares everything anew "
+            "(random, column, and time with valid_from and test_from do not)"
+        )
+    return data.split.by_row
 
 
 def _events(config: ExperimentConfig, spool: Path) -> tuple[pl.LazyFrame, Unreadable]:

@@ -178,7 +178,7 @@ def test_records(tmp_path, text, bad, rows):
     assert {record.place: record.reason for record in opened.records} == bad
     assert opened.frame.select("a", "b", "__place__").collect().rows() == rows
     if bad:
-        with pytest.raises(DataError, match=r"e\.csv: .*in \d lines"):
+        with pytest.raises(DataError, match=r"e\.csv: .*in [0-9] line"):
             require_records(path)
     else:
         require_records(path)
