@@ -21,11 +21,12 @@ import polars as pl
 import xxhash
 from pydantic import Field
 
+from features.drift import Profile, compare, profile_of, schema_drift
 from features.errors import ConfigError, DataError, list_names
 from features.files import read_json, write_json
 from features.folders import kept_aside, link, remove_leftovers, spool_beside, whole_or_nothing, workshop
 from features.frames import SPLIT_COLUMN
-from features.inputs import InputFile, Reading, read_file, unreadable_of
+from features.inputs import ADDED_COLUMNS, InputFile, Reading, read_file, unreadable_of
 from features.pipeline import FeaturePipeline
 from features.quality import STRICT, Checked, QualityConfig, check, check_share, write_quarantine
 from features.records import Open
@@ -37,6 +38,8 @@ from features.validation import Strict
 
 _DAY = 86_400_000_000
 _KEYS, _FILE, _ROWS = "keys", "piece.json", "rows.parquet"
+_PROFILE = "profile.safetensors"
+_DRIFT_BATCHES = 30
 _MEND = "remove the hidden folder beside the store whose name ends in .work"
 
 
@@ -290,6 +293,9 @@ class _Run:
         batch: dict[str, Any] = {"files": len(readings), "rows_read": rows_read}
         if layout.has_time:
             batch |= _late(pieces, found, manifest["time_range"])
+        profile, drift = self._drift(pieces, found)
+        changes, columns = _schema_changes(readings, self.old)
+        batch |= {"drift": drift, "columns": changes}
         if incremental.keep_days is not None:
             shards, retired = self._retire(partial, shards, incremental.keep_days)
             manifest["retired"] += retired
@@ -320,12 +326,32 @@ class _Run:
             ],
             "notes": [*manifest["notes"], *unreadable.notes],
             "inputs": list(inputs.values()),
-            "batches": [*batches, batch],
+            "batches": [*_without_drift(batches), batch],
+            "columns": columns,
             "split": self.split.model_dump(mode="json"),
             "source": source,
         }
         check_splits(dict(manifest["rows"]), self.split)
+        profile.save(partial / _PROFILE)
         return finish(partial, self.pipeline, manifest)
+
+    def _drift(self, pieces: Sequence[Path], found: Sequence[dict[str, Any]]) -> tuple[Profile, list[dict[str, Any]]]:
+        """How far the new rows are from those the pipeline was fitted on, and the profile to compare the next with."""
+        layout = self.pipeline.layout
+        shards = [
+            read_shard(piece / shard["path"])
+            for piece, entry in zip(pieces, found, strict=True)
+            for split in SPLITS
+            for shard in entry["shards"][split]
+        ]
+        if self.old is None:
+            return profile_of(shards, layout, None), []
+        before = Profile.load(self.old.folder / _PROFILE)
+        now = profile_of(shards, layout, before)
+        drift = compare(before, now, self.quality.drift)
+        for name, seen in now.seen.items():
+            before.seen[name] |= seen
+        return before, drift
 
     def _check(self, piece: _Piece, seen: np.ndarray) -> Checked:
         return check(piece.frame, self.split, self.pipeline, self.quality, seen=seen, salt=piece.salt)
@@ -370,6 +396,30 @@ def _manifest_before(old: Store | None) -> dict[str, Any]:
         "time_range": {},
     }
     return before if old is None else {key: old.manifest.get(key, value) for key, value in before.items()}
+
+
+def _schema_changes(readings: Sequence[Reading], old: Store | None) -> tuple[list[str], dict[str, str]]:
+    """How the columns change from file to file, and those of the last one."""
+    columns: dict[str, str] = {} if old is None else old.manifest["columns"]
+    changes = []
+    for reading in readings:
+        if reading.frame is None:
+            continue
+        schema = reading.frame.collect_schema()
+        now = {name: str(dtype) for name, dtype in schema.items() if name not in ADDED_COLUMNS}
+        if columns:
+            changes += [f"{reading.file.name}: {change}" for change in schema_drift(columns, now)]
+        columns = now
+    return changes, columns
+
+
+def _without_drift(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last batches as they are, the others without their drift: an hourly job would make the manifest huge."""
+    early = max(len(batches) - _DRIFT_BATCHES, 0)
+    return [
+        {key: value for key, value in batch.items() if key != "drift"} if number < early else batch
+        for number, batch in enumerate(batches)
+    ]
 
 
 def _late(pieces: Sequence[Path], found: Sequence[dict[str, Any]], ranges: dict[str, list[int]]) -> dict[str, int]:

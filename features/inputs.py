@@ -18,6 +18,8 @@ from features.quality import CHANGED_COLUMN, QualityConfig, problems_of
 from features.records import BadRecord, Open, open_records, require_records
 from features.unreadable import Unreadable
 
+ADDED_COLUMNS = (FILE_COLUMN, PLACE_COLUMN, CHANGED_COLUMN)
+"""Columns that `read_file` adds."""
 _BLOCK = 8 << 20
 
 

@@ -108,9 +108,19 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
         )
     reused = len(store.manifest["batches"]) == before
     if not reused:
-        said = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in store.manifest["batches"][-1].items())
-        console.note(f"data: added {said}")
+        _say_batch(store.manifest["batches"][-1], console)
     return store, reused
+
+
+def _say_batch(batch: dict[str, Any], console: Console) -> None:
+    """Tells what was added, and how it differs from what the pipeline was fitted on."""
+    counts = {key: value for key, value in batch.items() if isinstance(value, int)}
+    console.note("data: added " + ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items()))
+    for change in batch["columns"]:
+        console.note(f"data: {change}")
+    if drifted := [entry for entry in batch["drift"] if entry["passed"]]:
+        console.table("drift beyond data.quality.drift", drifted)
+        console.note("data: the pipeline stays as it was fitted; `recsys prepare --rebuild` fits it anew on all rows")
 
 
 def open_store(config: ExperimentConfig) -> Store:

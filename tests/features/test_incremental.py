@@ -111,7 +111,8 @@ def test_rows_stay_in_their_split_whatever_stands_before_them(logs, tmp_path):
     late = update(logs, tmp_path / "b", piece_rows=7)
     for name in ("train", "valid", "test"):
         assert sorted(weights(late, name)) == sorted(weights(all_at_once, name))
-    assert late.manifest["batches"][1] == {"files": 1, "rows_read": 50, "late_rows": 50, "late_pieces": 8}
+    counts = {key: value for key, value in late.manifest["batches"][1].items() if isinstance(value, int)}
+    assert counts == {"files": 1, "rows_read": 50, "late_rows": 50, "late_pieces": 8}
 
 
 def test_the_fit_is_that_of_the_train_rows(logs, tmp_path):
