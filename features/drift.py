@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from features.errors import ArtifactError, list_names
 from features.files import cannot_write
 from features.fingerprint import NULL_FINGERPRINT
 from features.layout import Layout
+from features.shards import read_shard
 from features.validation import Strict
 
 _BUCKET_BITS = 6
@@ -126,17 +127,17 @@ class Profile:
         self.buckets[name] = self.buckets[name] + counts if name in self.buckets else counts
 
 
-def profile_of(batches: Sequence[pa.RecordBatch], layout: Layout, before: Profile | None) -> Profile:
+def profile_of(shards: Sequence[Path], layout: Layout, before: Profile | None) -> Profile:
     """Returns the profile of encoded rows; its numbers' buckets are those of `before`, or hold as many rows each.
 
     Args:
-        batches: Shards.
+        shards: Their files, of which one at a time is in memory.
         layout: What a row holds.
         before: The profile of the rows that the pipeline was fitted on, if these are others.
     """
-    profile = Profile(_edges(batches, layout) if before is None else before.edges)
-    for batch in batches:
-        profile.add(batch, layout, before)
+    profile = Profile(_edges(shards, layout) if before is None else before.edges)
+    for shard in shards:
+        profile.add(read_shard(shard), layout, before)
     return profile
 
 
@@ -195,11 +196,11 @@ def _fingerprints(columns: Columns, layout: Layout) -> Iterator[tuple[str, np.nd
         yield name, values.numpy()
 
 
-def _edges(batches: Iterable[pa.RecordBatch], layout: Layout) -> dict[str, np.ndarray]:
+def _edges(shards: Sequence[Path], layout: Layout) -> dict[str, np.ndarray]:
     """Deciles of each number on up to 200,000 rows, evenly spaced."""
-    tables = [Columns.of(batch, layout).wide["dense"].numpy() for batch in batches]
-    step = max(1, -(-sum(map(len, tables)) // _SAMPLE_ROWS))
-    sample = np.concatenate([table[::step] for table in tables]) if tables else np.empty((0, len(layout.dense_names)))
+    step = max(1, -(-sum(read_shard(shard).num_rows for shard in shards) // _SAMPLE_ROWS))
+    tables = [Columns.of(read_shard(shard), layout).wide["dense"].numpy()[::step].copy() for shard in shards]
+    sample = np.concatenate(tables) if tables else np.empty((0, len(layout.dense_names)))
     shares = np.arange(1, 10) / 10
     return {
         name: np.unique(np.quantile(sample[:, place], shares, method="inverted_cdf"))

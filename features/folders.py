@@ -33,7 +33,9 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def workshop(folder: Path) -> Iterator[Path]:
-    """Gives one process at a time a folder beside `folder` that outlives it, for work that another run goes on with.
+    """Gives one process at a time a folder beside `folder` for work in progress, which vanishes at the end.
+
+    After an error, or when the process is killed, it stays, so that the next run goes on with it.
 
     Raises:
         ArtifactError: Another process has it, or it cannot be written.
@@ -47,11 +49,16 @@ def workshop(folder: Path) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process before may have removed the file that was opened here: then it locks nobody out.
+            held = os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
         except OSError:
+            held = False
+        if not held:
             raise ArtifactError(
                 "another process is preparing this store", field=str(folder), mend="wait until it has ended"
-            ) from None
+            )
         yield work
+        shutil.rmtree(work)
 
 
 def link(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ import xxhash
 from pydantic import Field
 
 from features.drift import Profile, compare, profile_of, schema_drift
-from features.errors import ConfigError, DataError, list_names
+from features.errors import ArtifactError, ConfigError, DataError, list_names
 from features.files import read_json, write_json
 from features.folders import kept_aside, link, remove_leftovers, spool_beside, whole_or_nothing, workshop
 from features.frames import SPLIT_COLUMN
@@ -38,6 +38,7 @@ from features.validation import Strict
 
 _DAY = 86_400_000_000
 _KEYS, _FILE, _ROWS = "keys", "piece.json", "rows.parquet"
+_ANEW = "`recsys prepare --rebuild` prepares everything anew"
 _PROFILE = "profile.safetensors"
 _DRIFT_BATCHES = 30
 _MEND = "remove the hidden folder beside the store whose name ends in .work"
@@ -65,6 +66,7 @@ class _Piece:
     """Rows of one file."""
 
     file: InputFile
+    stamp: tuple[int, int]
     digest: str
     start: int
     frame: pl.LazyFrame
@@ -110,7 +112,7 @@ def update_store(
     Raises:
         ConfigError: The split does not divide by row.
         DataError: A file that was read is changed or gone; a row, column or file is wrong; too much is in quarantine.
-        ArtifactError: Another process is preparing this store, or it cannot be written.
+        ArtifactError: Files cannot be added to what is there, another process is preparing it, or it cannot be written.
     """
     folder = Path(folder)
     if not split.by_row:
@@ -124,54 +126,58 @@ def update_store(
     check_free(folder)
     with workshop(folder) as work, naming(source or {}), spool_beside(folder) as spool:
         remove_leftovers(folder)
-        old = None if anew or not folder.exists() else Store.open(folder, spec=spec)
+        old = None if anew or not folder.exists() else _open(folder, spec, split)
         known = {entry["file"]: entry for entry in old.manifest["inputs"]} if old else {}
+        stamps = {file.name: file.stamp for file in files}
         digests = {file.name: _digest(file, known.get(file.name)) for file in files}
         _check_known(known, digests, incremental)
         new = [file for file in files if known.get(file.name, {}).get("digest") != digests[file.name]]
         if old is not None and not new:
-            _clear(work)
             return old
-        run = _Run(work, old, FeaturePipeline(spec) if old is None else old.pipeline, split, quality, shard_rows)
+        pipeline = FeaturePipeline(spec) if old is None else old.pipeline
+        run = _Run(work, old, pipeline, split, quality, shard_rows, source or {})
         readings = run.read(new, open_file, spool)
-        pieces = run.pieces(readings, digests, incremental.piece_rows)
+        pieces = run.pieces(readings, stamps, digests, incremental.piece_rows)
         if old is None:
             run.fit(pieces)
         done = run.encode(pieces, progress)
         with whole_or_nothing(folder) as partial:
-            store = run.assemble(partial, folder, readings, done, digests, source or {}, incremental)
+            store = run.assemble(partial, folder, readings, done, digests, incremental)
         store.folder = folder
-        _clear(work)
+    return store
+
+
+def _open(folder: Path, spec: FeatureSpec, split: Split) -> Store:
+    store = Store.open(folder, spec=spec)
+    if "inputs" not in store.manifest or store.manifest["split"] != split.model_dump(mode="json"):
+        raise ArtifactError(
+            "files cannot be added to this store: it was made at once, or with another split",
+            field=str(folder),
+            mend=_ANEW,
+        )
     return store
 
 
 def _digest(file: InputFile, known: dict[str, Any] | None) -> str:
     """The fingerprint of a file; one of the same size and time of change is not read again."""
-    if known is not None and [known["bytes"], known["changed"]] == [file.bytes, file.changed]:
+    if known is not None and (known["bytes"], known["changed"]) == file.stamp:
         return str(known["digest"])
     return file.digest()
 
 
 def _check_known(known: dict[str, dict[str, Any]], digests: dict[str, str], incremental: IncrementalConfig) -> None:
-    mend = "`recsys prepare --rebuild` prepares everything anew"
     read = {name: entry for name, entry in known.items() if entry["failure"] is None}
     if changed := [name for name, entry in read.items() if digests.get(name, entry["digest"]) != entry["digest"]]:
         raise DataError(
-            "files changed after they were read", field=list_names(changed), expected="new files only", mend=mend
+            "files changed after they were read", field=list_names(changed), expected="new files only", mend=_ANEW
         )
     gone = [name for name in read if name not in digests]
     if gone and incremental.gone == "error":
         raise DataError(
             "files are gone that were read",
             field=list_names(gone),
-            mend=f"set data.incremental.gone: keep to keep their rows; {mend}",
+            mend=f"set data.incremental.gone: keep to keep their rows; {_ANEW}",
         )
-
-
-def _clear(work: Path) -> None:
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
 
 
 class _Run:
@@ -185,9 +191,10 @@ class _Run:
         split: Split,
         quality: QualityConfig,
         shard_rows: int,
+        source: dict[str, Any],
     ) -> None:
         self.work, self.old, self.pipeline = work, old, pipeline
-        self.split, self.quality, self.shard_rows = split, quality, shard_rows
+        self.split, self.quality, self.shard_rows, self.source = split, quality, shard_rows, source
         self.seen = np.empty(0, dtype=np.uint64)
         if old is not None and quality.key is not None:
             self.seen = _all_keys(sorted((old.folder / _KEYS).glob("*.npy")))
@@ -196,7 +203,13 @@ class _Run:
         """Opens the new files."""
         return [read_file(file, open_file, self.pipeline, self.quality, spool) for file in files]
 
-    def pieces(self, readings: Sequence[Reading], digests: dict[str, str], piece_rows: int) -> list[_Piece]:
+    def pieces(
+        self,
+        readings: Sequence[Reading],
+        stamps: dict[str, tuple[int, int]],
+        digests: dict[str, str],
+        piece_rows: int,
+    ) -> list[_Piece]:
         """Cuts files of many rows."""
         pieces = []
         for reading in readings:
@@ -205,7 +218,8 @@ class _Run:
             rows = int(reading.frame.select(pl.len()).collect().item())
             for start in range(0, max(rows, 1), piece_rows):
                 frame = reading.frame if rows <= piece_rows else reading.frame.slice(start, piece_rows)
-                pieces.append(_Piece(reading.file, digests[reading.file.name], start, frame))
+                name = reading.file.name
+                pieces.append(_Piece(reading.file, stamps[name], digests[name], start, frame))
         return pieces
 
     def fit(self, pieces: Sequence[_Piece]) -> None:
@@ -258,7 +272,6 @@ class _Run:
         readings: Sequence[Reading],
         pieces: Sequence[Path],
         digests: dict[str, str],
-        source: dict[str, Any],
         incremental: IncrementalConfig,
     ) -> Store:
         """Makes the new store of the old one's shards and of the pieces."""
@@ -329,7 +342,7 @@ class _Run:
             "batches": [*_without_drift(batches), batch],
             "columns": columns,
             "split": self.split.model_dump(mode="json"),
-            "source": source,
+            "source": self.source,
         }
         check_splits(dict(manifest["rows"]), self.split)
         profile.save(partial / _PROFILE)
@@ -339,7 +352,7 @@ class _Run:
         """How far the new rows are from those the pipeline was fitted on, and the profile to compare the next with."""
         layout = self.pipeline.layout
         shards = [
-            read_shard(piece / shard["path"])
+            piece / shard["path"]
             for piece, entry in zip(pieces, found, strict=True)
             for split in SPLITS
             for shard in entry["shards"][split]
@@ -361,6 +374,12 @@ class _Run:
         if checked.reasons:
             write_quarantine(checked.bad, folder / _ROWS)
         shards = write_shards(folder, checked.kept, self.pipeline, self.shard_rows)
+        if piece.file.stamp != piece.stamp:
+            raise DataError(
+                "file changed while it was read",
+                field=piece.file.name,
+                mend="write files under another name and rename them when they are whole",
+            )
         written = sum(entry["rows"] for entries in shards.values() for entry in entries)
         dropped = checked.counts.get(None, 0)
         if written + dropped + sum(checked.reasons.values()) != checked.rows_read:
@@ -380,7 +399,7 @@ class _Run:
         return drop_older(folder, shards, newest - int(days * _DAY))
 
     def _hash(self, first: str, *more: Any) -> str:
-        rules = [self.split.model_dump(mode="json"), self.quality.rules()]
+        rules = [self.split.model_dump(mode="json"), self.quality.rules(), self.source]
         return str(xxhash.xxh3_128_hexdigest(json.dumps([first, *more, *rules], sort_keys=True).encode()))
 
 

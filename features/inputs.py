@@ -45,6 +45,11 @@ class InputFile:
         """When it was changed last, in nanoseconds since 1970-01-01 UTC."""
         return self.path.stat().st_mtime_ns
 
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of change: enough to see that it was changed."""
+        return self.bytes, self.changed
+
     def digest(self) -> str:
         """Returns the hex xxh3-128 of all its bytes: against confusion, not against an attacker.
 

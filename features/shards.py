@@ -190,6 +190,7 @@ class _ShardWriter:
     def flush(self) -> None:
         if not self.waiting:
             return
-        batch = record_batch(pl.concat(self.waiting), self.types)
+        frame = pl.concat(self.waiting, rechunk=True)
         self.waiting, self.height = [], 0
+        batch = record_batch(frame, self.types)
         self.shards.append(write_shard(self.folder, _name(self.split, len(self.shards)), batch))

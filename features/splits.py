@@ -76,9 +76,10 @@ class TimeSplit(_Fractional):
     """The first moment of test."""
 
     @model_serializer(mode="wrap")
-    def _without_moments(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A split by shares is written as it always was, so that what was prepared with it stays in use.
-        return {key: value for key, value in dump(self).items() if value is not None or key == "columns"}
+    def _one_way(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is written can be read again, and a split by shares is written as it was before there were moments.
+        aside = ("fractions", "columns") if self.by_row else ("valid_from", "test_from")
+        return {key: value for key, value in dump(self).items() if key not in aside}
 
     @model_validator(mode="after")
     def _check_moments(self) -> TimeSplit:

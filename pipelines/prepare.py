@@ -88,7 +88,7 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
     folder, data = config.store_folder, config.data
     before = None if reason is not None else len(Store.open(folder).manifest["batches"])
     files = input_files([Path(file) for file in _files_of(data)])
-    if not files:
+    if not files and (reason is not None or data.incremental is None or data.incremental.gone == "error"):
         events_of(data)  # says why there are none
     if reason is not None:
         console.note(f"data: preparing {folder} ({reason})")

@@ -19,7 +19,7 @@ from features.quality import QualityConfig
 from features.sources import scan
 from features.spec import FeatureSpec
 from features.splits import LastPerGroupSplit, RandomSplit, TimeSplit
-from features.store import Store
+from features.store import Store, build_store
 from features.validation import validate
 
 SPEC = validate(
@@ -100,7 +100,7 @@ def test_new_files_are_added_with_the_pipeline_as_it_was(logs, tmp_path):
         added += weights(second, name)[len(old) :]
     assert sorted(added) == sorted(frame["weight"].cast(pl.Float32).to_list())
     assert [batch["files"] for batch in second.manifest["batches"]] == [3, 1]
-    assert {path.name for path in tmp_path.iterdir() if path.name != "logs"} == {"s", ".s.work"}
+    assert {path.name for path in tmp_path.iterdir()} == {"logs", "s"}
 
 
 def test_rows_stay_in_their_split_whatever_stands_before_them(logs, tmp_path):
@@ -135,6 +135,27 @@ def test_changed_and_missing_files(logs, tmp_path):
         update(logs, tmp_path / "s")
     assert update(logs, tmp_path / "s", gone="keep").digest == first.digest
     assert update(logs, tmp_path / "s", anew=True).manifest["rows_read"] == 100
+
+
+def test_a_file_that_grows_while_it_is_read(logs, tmp_path):
+    def grow(_):
+        with (logs / "day-2.csv").open("a") as file:
+            file.write("u1,a,1,1,1,1\n")
+
+    with pytest.raises(DataError, match=r"day-2\.csv: file changed while it was read"):
+        update(logs, tmp_path / "s", progress=grow)
+    assert not (tmp_path / "s").exists()
+    assert update(logs, tmp_path / "s").manifest["rows_read"] > 150
+
+
+def test_a_store_of_another_kind_is_not_added_to(logs, tmp_path):
+    build_store(scan(logs / "*.csv"), SPEC, SPLIT, tmp_path / "s")
+    with pytest.raises(ArtifactError, match=r"files cannot be added.*--rebuild"):
+        update(logs, tmp_path / "s")
+    first = update(logs, tmp_path / "s", anew=True)
+    with pytest.raises(ArtifactError, match=r"files cannot be added.*--rebuild"):
+        update(logs, tmp_path / "s", split=RandomSplit(seed=1))
+    assert Store.open(tmp_path / "s").digest == first.digest
 
 
 def test_splits_that_move_rows_are_refused(logs, tmp_path):

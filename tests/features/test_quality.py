@@ -143,6 +143,8 @@ def test_a_split_by_moments_and_bad_times(tmp_path):
     split = TimeSplit(valid_from="1970-01-01 00:17:00", test_from="1970-01-01 00:17:20")
     store = build(tmp_path, events(), split)
     assert store.manifest["rows"] == {"train": 20, "valid": 20, "test": 20}
+    assert TimeSplit.model_validate(split.model_dump(mode="json")) == split
+    assert TimeSplit().model_dump() == {"kind": "time", "fractions": (0.8, 0.1, 0.1), "columns": None}
     late = events(at={0: None, 1: "soon"})
     assert sum(build(tmp_path, late, split, **OPEN).manifest["quarantined"].values()) == 2
     with pytest.raises(DataError, match="at: text that is no time"):
