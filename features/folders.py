@@ -35,7 +35,7 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
 def workshop(folder: Path) -> Iterator[Path]:
     """Gives one process at a time a folder beside `folder` for work in progress, which vanishes at the end.
 
-    After an error, or when the process is killed, it stays, so that the next run goes on with it.
+    After an error, or when the process is killed, what is in it stays, so that the next run goes on with it.
 
     Raises:
         ArtifactError: Another process has it, or it cannot be written.
@@ -57,7 +57,12 @@ def workshop(folder: Path) -> Iterator[Path]:
             raise ArtifactError(
                 "another process is preparing this store", field=str(folder), mend="wait until it has ended"
             )
-        yield work
+        try:
+            yield work
+        except BaseException:
+            if os.listdir(work) == [os.path.basename(lock.name)]:
+                shutil.rmtree(work)
+            raise
         shutil.rmtree(work)
 
 

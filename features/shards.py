@@ -20,6 +20,7 @@ from features.pipeline import FeaturePipeline
 from features.splits import SPLITS
 
 _READ_ROWS = 65_536
+_ROOM = 1 << 20
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
@@ -168,29 +169,63 @@ def _name(split: str, number: int) -> str:
 
 
 class _ShardWriter:
-    """Gathers the rows of one split and writes a file whenever there are enough."""
+    """Gathers the rows of one split and writes a file whenever there are enough.
+
+    Columns of a fixed width go into memory that is taken once, for a whole shard: with a list of pieces, shards
+    would be there twice while they are joined.
+    """
 
     def __init__(self, folder: Path, split: str, types: dict[str, pa.DataType], shard_rows: int) -> None:
         self.folder, self.split, self.types, self.shard_rows = folder, split, types, shard_rows
-        self.waiting: list[pl.DataFrame] = []
         self.height = 0
         self.shards: list[dict[str, Any]] = []
+        self.fixed: dict[str, np.ndarray] = {}
+        self.ragged: dict[str, list[pa.Array]] = {}
+        for name, kind in types.items():
+            if pa.types.is_large_list(kind):
+                self.ragged[name] = []
+            else:
+                width, plain = (kind.list_size, kind.value_type) if pa.types.is_fixed_size_list(kind) else (1, kind)
+                self.fixed[name] = np.empty((min(shard_rows, _ROOM), width), dtype=plain.to_pandas_dtype())
         (folder / split).mkdir(parents=True)
 
     def add(self, frame: pl.DataFrame) -> None:
-        while self.height + frame.height >= self.shard_rows:
-            take = self.shard_rows - self.height
-            self.waiting.append(frame.head(take))
-            frame = frame.slice(take)
-            self.flush()
-        if frame.height:
-            self.waiting.append(frame)
-            self.height += frame.height
+        while frame.height:
+            here = frame.head(self.shard_rows - self.height)
+            frame = frame.slice(here.height)
+            self._make_room(self.height + here.height)
+            batch = record_batch(here, self.types)
+            for name, buffer in self.fixed.items():
+                array = batch.column(name)
+                values = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
+                rows = buffer[self.height : self.height + here.height]
+                rows[:] = values.to_numpy().reshape(rows.shape)
+            for name, arrays in self.ragged.items():
+                arrays.append(batch.column(name))
+            self.height += here.height
+            if self.height == self.shard_rows:
+                self.flush()
+
+    def _make_room(self, rows: int) -> None:
+        for name, buffer in self.fixed.items():
+            if rows > len(buffer):
+                larger = np.empty((min(max(rows, 2 * len(buffer)), self.shard_rows), buffer.shape[1]), buffer.dtype)
+                larger[: self.height] = buffer[: self.height]
+                self.fixed[name] = larger
 
     def flush(self) -> None:
-        if not self.waiting:
+        if not self.height:
             return
-        frame = pl.concat(self.waiting, rechunk=True)
-        self.waiting, self.height = [], 0
-        batch = record_batch(frame, self.types)
+        arrays = []
+        for name, kind in self.types.items():
+            if name in self.ragged:
+                arrays.append(pa.concat_arrays(self.ragged[name]))
+                self.ragged[name] = []
+                continue
+            values = pa.array(self.fixed[name][: self.height].reshape(-1))
+            fixed = pa.types.is_fixed_size_list(kind)
+            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=kind) if fixed else values)
+        schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in self.types.items()])
+        batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
         self.shards.append(write_shard(self.folder, _name(self.split, len(self.shards)), batch))
+        self.height = 0

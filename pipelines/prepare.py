@@ -114,11 +114,13 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
 
 def _say_batch(batch: dict[str, Any], console: Console) -> None:
     """Tells what was added, and how it differs from what the pipeline was fitted on."""
-    counts = {key: value for key, value in batch.items() if isinstance(value, int)}
-    console.note("data: added " + ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items()))
+    extra = {"late rows": batch.get("late_rows"), "old rows dropped": batch.get("retired")}
+    counts = [f"{batch['files']:,} files", f"{batch['rows_read']:,} rows"]
+    console.note("data: read " + ", ".join([*counts, *(f"{count:,} {what}" for what, count in extra.items() if count)]))
     for change in batch["columns"]:
         console.note(f"data: {change}")
-    if drifted := [entry for entry in batch["drift"] if entry["passed"]]:
+    keys = ("feature", "passed", "psi", "chance", "unseen", "missing_before", "missing")
+    if drifted := [{key: entry[key] for key in keys} for entry in batch["drift"] if entry["passed"]]:
         console.table("drift beyond data.quality.drift", drifted)
         console.note("data: the pipeline stays as it was fitted; `recsys prepare --rebuild` fits it anew on all rows")
 

@@ -155,6 +155,7 @@ def test_a_store_of_another_kind_is_not_added_to(logs, tmp_path):
     first = update(logs, tmp_path / "s", anew=True)
     with pytest.raises(ArtifactError, match=r"files cannot be added.*--rebuild"):
         update(logs, tmp_path / "s", split=RandomSplit(seed=1))
+    assert {path.name for path in tmp_path.iterdir()} == {"logs", "s"}
     assert Store.open(tmp_path / "s").digest == first.digest
 
 
