@@ -12,8 +12,8 @@ import polars as pl
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
 from features.folders import remove_leftovers, spool_beside
 from features.incremental import UPDATE, update_store
-from features.inputs import gather, input_files
 from features.pipeline import FeaturePipeline
+from features.readings import gather, input_files
 from features.recipes import RECIPES
 from features.records import Open, require_records
 from features.sources import scan
