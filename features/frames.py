@@ -12,6 +12,12 @@ SPLIT_COLUMN = "__split__"
 """The column that names the split of a row."""
 ROW_COLUMN = "__row__"
 """The number of a row while rows are divided."""
+FILE_COLUMN = "__file__"
+"""The file a row comes from."""
+PLACE_COLUMN = "__place__"
+"""The number of a row in its file, from 0."""
+OUR_COLUMNS = (SPLIT_COLUMN, ROW_COLUMN, FILE_COLUMN, PLACE_COLUMN)
+"""Names that no input may have."""
 
 
 def iterate(frame: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
@@ -52,7 +58,7 @@ def require_column(name: str, known: Mapping[str, object], *, role: str | None =
         DataError: It is not; names the columns there are and the nearest one.
     """
     if name not in known:
-        given = [column for column in known if column not in (SPLIT_COLUMN, ROW_COLUMN)]
+        given = [column for column in known if column not in OUR_COLUMNS]
         close = nearest(name, given)
         raise DataError(
             "column is missing" if role is None else f"column is missing (the spec's {role})",

@@ -53,6 +53,11 @@ class Inputs:
     version: int | None = None
 
     @property
+    def local_files(self) -> tuple[str, ...] | None:
+        """The files that can be looked at one by one; None for a URL and for a Delta table."""
+        return None if self.remote or self.kind == "delta" else self.files
+
+    @property
     def remote(self) -> bool:
         """Whether it is a URL."""
         return is_url(self.path)

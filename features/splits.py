@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import polars as pl
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from features.errors import ConfigError, DataError
 from features.fingerprint import mix_expr
-from features.frames import ROW_COLUMN, SPLIT_COLUMN, first_line, require_column, schema_of
-from features.ops.text import is_text, number_expr, time_expr, whole_expr
+from features.frames import PLACE_COLUMN, ROW_COLUMN, SPLIT_COLUMN, first_line, require_column, schema_of
+from features.ops.base import Problem
+from features.ops.outcome import EventTime
+from features.ops.text import is_text, number_expr, time_expr, time_of, whole_expr
+from features.ops.time import microseconds_expr
 from features.spec import FeatureSpec
+from features.times import IsoTime, microseconds_of
 from features.validation import Strict
 
 SPLITS = ("train", "valid", "test")
@@ -54,13 +58,53 @@ class RandomSplit(_Fractional):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Another seed, another division."""
 
+    @property
+    def by_row(self) -> bool:
+        """Whether a row's split hangs on that row alone."""
+        return True
+
 
 class TimeSplit(_Fractional):
-    """The oldest rows are train, the next valid, the newest test; the counts are exact."""
+    """The oldest rows are train, the next valid, the newest test: exact shares, or by two moments."""
 
     kind: Literal["time"] = "time"
     columns: list[str] | None = None
     """Columns to order by, the first first; the spec's time when not given. Ties keep the input's order."""
+    valid_from: IsoTime | None = None
+    """The first moment of valid; takes the place of fractions, together with `test_from`."""
+    test_from: IsoTime | None = None
+    """The first moment of test."""
+
+    @model_serializer(mode="wrap")
+    def _one_way(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is written can be read again, and a split by shares is written as it was before there were moments.
+        aside = ("fractions", "columns") if self.by_row else ("valid_from", "test_from")
+        return {key: value for key, value in dump(self).items() if key not in aside}
+
+    @model_validator(mode="after")
+    def _check_moments(self) -> TimeSplit:
+        if self.valid_from is None and self.test_from is None:
+            return self
+        first, second = (time_of(text or "") for text in (self.valid_from, self.test_from))
+        if first is None or second is None or first >= second:
+            raise ConfigError(
+                "the moments do not divide time",
+                field="split.valid_from",
+                found=f"valid_from {self.valid_from}, test_from {self.test_from}",
+                expected="two times in UTC such as 2024-01-02 03:04:05, valid_from before test_from",
+            )
+        if self.columns is not None or "fractions" in self.model_fields_set:
+            raise ConfigError(
+                "moments and shares at once",
+                field="split.valid_from",
+                mend="drop fractions and columns: the moments are of the spec's time",
+            )
+        return self
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a row's split hangs on that row alone."""
+        return self.valid_from is not None
 
 
 class LastPerGroupSplit(Strict):
@@ -71,6 +115,11 @@ class LastPerGroupSplit(Strict):
     """Column with the group; the spec's group when not given."""
     columns: list[str] | None = None
     """Columns to order by; the spec's time when not given."""
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a row's split hangs on that row alone."""
+        return False
 
 
 class ColumnSplit(Strict):
@@ -94,20 +143,28 @@ class ColumnSplit(Strict):
             )
         return self
 
+    @property
+    def by_row(self) -> bool:
+        """Whether a row's split hangs on that row alone."""
+        return True
+
 
 SplitConfig = Annotated[RandomSplit | TimeSplit | LastPerGroupSplit | ColumnSplit, Field(discriminator="kind")]
 Split = RandomSplit | TimeSplit | LastPerGroupSplit | ColumnSplit
 
 
-def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec) -> pl.LazyFrame:
+def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec, *, salt: int | None = None) -> pl.LazyFrame:
     """Adds the column `__split__`: train, valid, test, or null for a row that belongs to none.
 
-    A time or last-per-group split reads its key columns at once; the rest stays lazy.
+    A time split by shares or a last-per-group split reads its key columns at once; the rest stays lazy. In a time
+    split by moments a row whose time is no time is test: `split_problems` finds such rows.
 
     Args:
         frame: Events.
         split: How to divide them.
         spec: Names the time and the group column.
+        salt: If given, a random split goes by this number and by the column `__place__`, not by the row's number:
+            a row stays where it is whatever files stand before its own.
 
     Raises:
         DataError: A key column is missing or has missing values, or a column has a name of ours.
@@ -126,7 +183,16 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec) -> pl.Laz
         if column in schema:
             raise DataError("this name is taken: we give it to a column of our own", field=column, mend="rename it")
     if isinstance(split, RandomSplit):
-        return _random(frame, split)
+        if salt is not None:
+            return frame.with_columns(_draw(split, pl.col(PLACE_COLUMN), salt).alias(SPLIT_COLUMN))
+        numbered = frame.with_row_index(ROW_COLUMN)
+        return numbered.with_columns(_draw(split, pl.col(ROW_COLUMN), 0).alias(SPLIT_COLUMN)).drop(ROW_COLUMN)
+    if isinstance(split, TimeSplit) and split.by_row:
+        time = _moments_column(split, spec, schema)
+        steps, _ = microseconds_expr(time, schema[time], spec.time_unit)
+        first, second = (microseconds_of(str(text)) for text in (split.valid_from, split.test_from))
+        name = pl.when(steps < first).then(pl.lit("train")).when(steps < second).then(pl.lit("valid"))
+        return frame.with_columns(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN))
     if isinstance(split, ColumnSplit):
         require_column(split.column, schema, role="split")
         text = pl.col(split.column).cast(pl.String)
@@ -171,26 +237,44 @@ def _ordered(column: pl.Series) -> pl.Series:
     return column
 
 
+def split_problems(split: Split, spec: FeatureSpec, schema: pl.Schema) -> list[Problem]:
+    """Returns the tests for rows that a split by moments cannot divide.
+
+    Raises:
+        ConfigError: The spec names no time.
+        DataError: Its column is missing or holds no times.
+    """
+    if not (isinstance(split, TimeSplit) and split.by_row):
+        return []
+    time = _moments_column(split, spec, schema)
+    return EventTime(time, spec.time_unit).problems(schema[time])
+
+
 def drop_reason(split: Split) -> str:
     """Returns why a row belongs to no split, for the manifest."""
     return f"{split.column} has a value of no split" if isinstance(split, ColumnSplit) else "no split"
 
 
-def _random(frame: pl.LazyFrame, split: RandomSplit) -> pl.LazyFrame:
+def _draw(split: RandomSplit, row: pl.Expr, salt: int) -> pl.Expr:
     train, valid, _ = split.fractions
     # Seeds that follow each other must not give shifted copies of one another: mix the seed by itself first.
     seed = mix_expr(pl.lit(split.seed, dtype=pl.UInt64) ^ pl.lit(0xA0761D6478BD642F, dtype=pl.UInt64))
-    draw = mix_expr(mix_expr(pl.col(ROW_COLUMN).cast(pl.UInt64)) ^ seed)
+    if salt:
+        seed = seed ^ mix_expr(pl.lit(salt, dtype=pl.UInt64))
+    draw = mix_expr(mix_expr(row.cast(pl.UInt64)) ^ seed)
 
     def below(share: float) -> pl.Expr:
         return draw < pl.lit(min(int(share * 2.0**64), 2**64 - 1), dtype=pl.UInt64)
 
     name = pl.when(below(train)).then(pl.lit("train")).when(below(train + valid)).then(pl.lit("valid"))
-    return (
-        frame.with_row_index(ROW_COLUMN)
-        .with_columns(name.otherwise(pl.lit("test")).alias(SPLIT_COLUMN))
-        .drop(ROW_COLUMN)
-    )
+    return name.otherwise(pl.lit("test"))
+
+
+def _moments_column(split: TimeSplit, spec: FeatureSpec, schema: pl.Schema) -> str:
+    if spec.time is None:
+        raise ConfigError("the spec names no time", field="split.valid_from", mend="name the spec's time")
+    require_column(spec.time, schema, role="time")
+    return spec.time
 
 
 def _by_time(values: pl.DataFrame, columns: list[str], split: TimeSplit) -> pl.DataFrame:

@@ -5,12 +5,10 @@ Shards are uncompressed Arrow IPC with fixed-size lists: a shard maps into memor
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +17,26 @@ import polars as pl
 import pyarrow as pa
 
 from features.batch import Batch
-from features.columns import Columns, column_types, record_batch
+from features.columns import Columns, column_types
 from features.errors import ArtifactError, DataError, list_names
-from features.files import cannot_write, md5_of, read_json, write_json
+from features.files import md5_of, read_json, write_json
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
-from features.frames import SPLIT_COLUMN, iterate
+from features.folders import kept_aside, whole_or_nothing
+from features.frames import SPLIT_COLUMN
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
+from features.quality import STRICT, QualityConfig, check, check_share, write_quarantine
+from features.shards import Progress, describe, write_shards
 from features.spec import FeatureSpec, digest_json
-from features.splits import SPLITS, Split, assign_split, drop_reason
+from features.splits import SPLITS, Split, drop_reason
+from features.unreadable import READ, Unreadable
 from features.validation import validate
 
 STORE_VERSION = 1
+QUARANTINE = "quarantine"
+"""The folder of rows in quarantine, inside the store."""
 _MANIFEST, _SPEC, _PIPELINE = "manifest.json", "spec.json", "pipeline"
 _MEND = "run `recsys prepare`"
-_READ_ROWS = 65_536
-
-Progress = Callable[[int], None]
-"""Called with the number of rows read so far."""
 
 
 def build_store(
@@ -47,59 +47,111 @@ def build_store(
     *,
     shard_rows: int = 1_000_000,
     source: dict[str, Any] | None = None,
+    quality: QualityConfig = STRICT,
+    unreadable: Unreadable = READ,
     progress: Progress | None = None,
 ) -> Store:
     """Divides, fits on train, encodes, checks and writes.
 
     Everything is written into a temporary folder beside `folder`, which takes its name at the very end: after
-    an error nothing is left. A store that stands there already is replaced. Memory holds up to `shard_rows`
-    encoded rows a split.
+    an error nothing is left, but the quarantine if there is too much of it (in `folder`.quarantine). A store that
+    stands there already is replaced. Memory holds up to `shard_rows` encoded rows a split.
 
     Args:
-        events: One row an event.
+        events: One row an event; `__file__` and `__place__`, if they are there, say where it comes from.
         spec: The description of the columns.
         split: How to divide the events.
         folder: Where to write.
         shard_rows: Rows a file.
         source: Where the events come from, for the manifest; plain JSON.
+        quality: What becomes of rows that cannot be used.
+        unreadable: Records and files that `events` lacks as they could not be read.
         progress: Told about the rows read.
 
     Raises:
-        DataError: The input or a split is empty, or a column or a value is wrong.
+        DataError: The input or a split is empty, a column or a value is wrong, or too much is in quarantine.
         ArtifactError: It cannot be written, or `folder` holds something else.
     """
     folder = Path(folder)
     if shard_rows < 1:
         raise DataError("shard_rows is not positive", field="shard_rows", found=shard_rows)
-    _check_free(folder)
-    with _whole_or_nothing(folder) as partial, _naming(source or {}):
-        assigned = assign_split(events.lazy(), split, spec)
+    check_free(folder)
+    with whole_or_nothing(folder) as partial, naming(source or {}):
         pipeline = FeaturePipeline(spec)
-        rows, dropped = _count(assigned, split)
-        # A row of no split is never looked at: its label and values may be anything.
-        assigned = assigned.filter(pl.col(SPLIT_COLUMN).is_not_null()) if dropped else assigned
-        pipeline.fit(assigned.filter(pl.col(SPLIT_COLUMN) == "train"))
-        manifest = _write_shards(partial, assigned, pipeline, shard_rows, progress)
-        if sum(manifest["rows"].values()) != rows:
-            raise DataError("rows were lost", found=manifest["rows"], expected=rows, mend="report this")
-        manifest |= {
-            "rows_read": rows + dropped,
-            "version": STORE_VERSION,
-            "fingerprint_version": FINGERPRINT_VERSION,
-            "spec_digest": spec.digest(),
-            "pipeline_digest": pipeline.digest(),
+        checked = check(events.lazy(), split, pipeline, quality)
+        quarantined = Counter(checked.reasons) + unreadable.reasons()
+        with kept_aside(partial / QUARANTINE, folder):
+            if checked.reasons:
+                write_quarantine(checked.bad, partial / QUARANTINE / "rows-00000.parquet")
+            unreadable.write(partial / QUARANTINE)
+            check_share(checked.rows_read + len(unreadable.records), quarantined, quality)
+            unreadable.check_share(quality)
+        check_splits(checked.counts, split)
+        pipeline.fit(checked.kept.filter(pl.col(SPLIT_COLUMN) == "train"))
+        shards = write_shards(partial, checked.kept, pipeline, shard_rows, progress)
+        dropped = checked.counts.get(None, 0)
+        manifest = {
+            **describe(partial, shards, pipeline.layout),
+            "rows_read": checked.rows_read + len(unreadable.records),
             "split": split.model_dump(mode="json"),
             "dropped": {drop_reason(split): dropped} if dropped else {},
+            "quarantined": dict(sorted(quarantined.items())),
+            "quarantined_files": list(unreadable.files),
+            "notes": list(unreadable.notes),
             "source": source or {},
-            "versions": {"polars": pl.__version__, "pyarrow": pa.__version__},
         }
-        manifest["digest"] = _digest(manifest)
-        pipeline.save(partial / _PIPELINE)
-        write_json(partial / _SPEC, spec.model_dump(mode="json"))
-        write_json(partial / _MANIFEST, manifest)
-        store = Store.open(partial)
+        store = finish(partial, pipeline, manifest)
     store.folder = folder
     return store
+
+
+def finish(folder: Path, pipeline: FeaturePipeline, manifest: dict[str, Any]) -> Store:
+    """Writes manifest, spec and pipeline beside shards that are written, and opens the store.
+
+    Args:
+        folder: Holds the shards.
+        pipeline: They were encoded with it.
+        manifest: What `build_store` says of them.
+
+    Raises:
+        DataError: Rows were lost between reading and writing.
+        ArtifactError: It cannot be written, or a shard is not whole.
+    """
+    counted = sum(sum(manifest[key].values()) for key in ("rows", "dropped", "quarantined")) + manifest.get(
+        "retired", 0
+    )
+    if counted != manifest["rows_read"]:
+        raise DataError("rows were lost", found=counted, expected=manifest["rows_read"], mend="report this")
+    manifest |= {
+        "version": STORE_VERSION,
+        "fingerprint_version": FINGERPRINT_VERSION,
+        "spec_digest": pipeline.spec.digest(),
+        "pipeline_digest": pipeline.digest(),
+        "versions": {"polars": pl.__version__, "pyarrow": pa.__version__},
+    }
+    manifest["digest"] = _digest(manifest)
+    pipeline.save(folder / _PIPELINE)
+    write_json(folder / _SPEC, pipeline.spec.model_dump(mode="json"))
+    write_json(folder / _MANIFEST, manifest)
+    return Store.open(folder)
+
+
+def check_splits(counts: dict[str | None, int], split: Split) -> None:
+    """Refuses an input without rows, or with a split without rows.
+
+    Raises:
+        DataError: It is empty.
+    """
+    if not counts:
+        raise DataError("the input has no rows", mend="check the input files and the recipe's parameters")
+    for name in SPLITS:
+        if not counts.get(name):
+            raise DataError(
+                f"the {name} split is empty",
+                field=f"split ({split.kind})",
+                found={str(key): count for key, count in counts.items()},
+                mend="give more rows or other fractions or values",
+            )
 
 
 class Store:
@@ -243,107 +295,12 @@ class Store:
         return counts
 
 
-class _ShardWriter:
-    """Gathers the rows of one split and writes a file whenever there are enough."""
+def check_free(folder: Path) -> None:
+    """Refuses a folder that holds something else than a store.
 
-    def __init__(self, folder: Path, split: str, types: dict[str, pa.DataType], shard_rows: int) -> None:
-        self.folder, self.split, self.types, self.shard_rows = folder, split, types, shard_rows
-        self.waiting: list[pl.DataFrame] = []
-        self.height = 0
-        self.shards: list[dict[str, Any]] = []
-        self.label_sums: np.ndarray | None = None
-        self.times: list[int] = []
-        (folder / split).mkdir(parents=True)
-
-    @property
-    def rows(self) -> int:
-        return sum(shard["rows"] for shard in self.shards)
-
-    def add(self, frame: pl.DataFrame) -> None:
-        while self.height + frame.height >= self.shard_rows:
-            take = self.shard_rows - self.height
-            self.waiting.append(frame.head(take))
-            frame = frame.slice(take)
-            self.flush()
-        if frame.height:
-            self.waiting.append(frame)
-            self.height += frame.height
-
-    def flush(self) -> None:
-        if not self.waiting:
-            return
-        batch = record_batch(pl.concat(self.waiting), self.types)
-        self.waiting, self.height = [], 0
-        name = f"{self.split}/part-{len(self.shards):05d}.arrow"
-        path = self.folder / name
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        self.shards.append({"path": name, "rows": batch.num_rows, "bytes": path.stat().st_size, "md5": md5_of(path)})
-        labels = batch.column("labels").flatten().to_numpy().reshape(batch.num_rows, -1).sum(axis=0, dtype=np.float64)
-        self.label_sums = labels if self.label_sums is None else self.label_sums + labels
-        if "time" in self.types:
-            times = batch.column("time").to_numpy()
-            self.times += [int(times.min()), int(times.max())]
-
-
-def _write_shards(
-    folder: Path, assigned: pl.LazyFrame, pipeline: FeaturePipeline, shard_rows: int, progress: Progress | None
-) -> dict[str, Any]:
-    types = column_types(pipeline.layout, labels=True)
-    encoded = pipeline.transform(assigned, keep=[SPLIT_COLUMN])
-    rows_read = 0
-    try:
-        writers = {name: _ShardWriter(folder, name, types, shard_rows) for name in SPLITS}
-        for piece in iterate(encoded, _READ_ROWS):
-            rows_read += piece.height
-            for name, writer in writers.items():
-                writer.add(piece.filter(pl.col(SPLIT_COLUMN) == name).drop(SPLIT_COLUMN))
-            if progress is not None:
-                progress(rows_read)
-        for writer in writers.values():
-            writer.flush()
-    except pl.exceptions.PolarsError as error:
-        raise pipeline.explain(assigned, error, labels=True) from error
-    except (OSError, pa.ArrowException) as error:
-        raise cannot_write(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
-    rows = {name: writer.rows for name, writer in writers.items()}
-    manifest: dict[str, Any] = {
-        "rows": rows,
-        "shards": {name: writer.shards for name, writer in writers.items()},
-        "label_means": {
-            name: dict(zip(pipeline.layout.label_names, (writer.label_sums / writer.rows).tolist(), strict=True))
-            for name, writer in writers.items()
-            if writer.label_sums is not None
-        },
-    }
-    if pipeline.layout.has_time:
-        manifest["time_range"] = {name: [min(writer.times), max(writer.times)] for name, writer in writers.items()}
-    return manifest
-
-
-def _count(assigned: pl.LazyFrame, split: Split) -> tuple[int, int]:
-    """Returns the number of rows in splits, none of which is empty, and of rows in none."""
-    try:
-        found = dict(assigned.group_by(SPLIT_COLUMN).len().collect().iter_rows())
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(
-            "data cannot be read", found=str(error).splitlines()[0], mend="check the input files"
-        ) from error
-    if not found:
-        raise DataError("the input has no rows", mend="check the input files and the recipe's parameters")
-    for name in SPLITS:
-        if not found.get(name):
-            raise DataError(
-                f"the {name} split is empty",
-                field=f"split ({split.kind})",
-                found={str(key): count for key, count in found.items()},
-                mend="give more rows or other fractions or values",
-            )
-    dropped = found.pop(None, 0)
-    return sum(found.values()), dropped
-
-
-def _check_free(folder: Path) -> None:
+    Raises:
+        ArtifactError: It does.
+    """
     # One look, as another process may be about to replace the folder.
     try:
         names = os.listdir(folder)
@@ -358,7 +315,7 @@ def _check_free(folder: Path) -> None:
 
 
 @contextmanager
-def _naming(source: dict[str, Any]) -> Iterator[None]:
+def naming(source: dict[str, Any]) -> Iterator[None]:
     """Names the source in an error that names no column."""
     try:
         yield
@@ -369,73 +326,6 @@ def _naming(source: dict[str, Any]) -> Iterator[None]:
         raise DataError(
             error.what, field=str(name), found=error.found, expected=error.expected, mend=error.mend
         ) from error
-
-
-@contextmanager
-def _whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write into, which takes the place of `folder` at the end, or vanishes on an error."""
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
-    try:
-        _remove_leftovers(folder)
-        partial.mkdir(parents=True)
-        yield partial
-        _replace(partial, folder, old)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise cannot_write(folder, error) from error
-        raise
-
-
-def _replace(partial: Path, folder: Path, old: Path) -> None:
-    """Gives `partial` the name of `folder`, also while another process does the same: the last one stays."""
-    try:
-        while True:
-            try:
-                os.replace(partial, folder)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            shutil.rmtree(old, ignore_errors=True)
-            with suppress(FileNotFoundError):
-                os.replace(folder, old)
-    finally:
-        _put_back(old, folder)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left beside `folder`; those that still run keep theirs."""
-    if not folder.parent.is_dir():
-        return
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.([0-9]+)\.(partial|old)")
-    for path in folder.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match is None or (int(match[1]) != os.getpid() and _runs(int(match[1]))):
-            continue
-        if match[2] == "old":
-            _put_back(path, folder)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _put_back(old: Path, folder: Path) -> None:
-    """Removes the store that was replaced, or gives it its name back if nothing took its place."""
-    if old.exists() and not folder.exists():
-        # Another process may have put its own there meanwhile.
-        with suppress(OSError):
-            os.replace(old, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -89,7 +89,12 @@ def init(
 
 
 @app.command()
-def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def prepare(
+    config: Config,
+    overrides: Overrides = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Prepare everything anew.")] = False,
+    as_json: Json = False,
+) -> None:
     """Turn raw events into a store of encoded rows; used again while config and data stay the same.
 
     `recsys prepare configs/criteo.yaml`
@@ -97,7 +102,7 @@ def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) 
     with _job(as_json) as job:
         from pipelines.prepare import prepare
 
-        job.result = prepare(_load(config, overrides), job.console)
+        job.result = prepare(_load(config, overrides), job.console, rebuild=rebuild)
 
 
 @app.command()

@@ -17,7 +17,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from features.errors import ConfigError, list_names, nearest
+from features.incremental import IncrementalConfig
 from features.joins import JoinConfig
+from features.quality import QualityConfig
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
 from features.splits import SplitConfig
@@ -63,6 +65,10 @@ class DataConfig(Strict):
     """How events become train, valid and test."""
     shard_rows: int = Field(1_000_000, ge=1)
     """Rows of a stored shard, which is the unit of shuffling."""
+    quality: QualityConfig = QualityConfig()
+    """What becomes of rows that cannot be used."""
+    incremental: IncrementalConfig | None = None
+    """If given (`{}` is enough), new files of `source` are added to what is prepared; see docs/preparing.md."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:

@@ -3,65 +3,138 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
+from features.folders import remove_leftovers, spool_beside
+from features.incremental import UPDATE, update_store
 from features.inputs import find_inputs, states
-from features.joins import join_sources
+from features.joins import count_unmatched, join_sources
+from features.pipeline import FeaturePipeline
+from features.readings import InputFile, gather, input_files
 from features.recipes import RECIPES
+from features.records import Open, require_records
 from features.sources import scan
 from features.spec import FeatureSpec
-from features.store import Store, build_store
+from features.store import QUARANTINE, Store, build_store
+from features.unreadable import READ, Unreadable
 from pipelines.config import DataConfig, ExperimentConfig
 from pipelines.console import Console
 
 
-def prepare(config: ExperimentConfig, console: Console) -> dict[str, Any]:
-    """Make the experiment's store, or say that the one there fits.
+def prepare(config: ExperimentConfig, console: Console, *, rebuild: bool = False) -> dict[str, Any]:
+    """Make the experiment's store, add new files to it, or say that the one there fits.
+
+    Args:
+        config: The experiment.
+        console: Told what is done.
+        rebuild: Prepare everything anew.
 
     Returns:
-        store (its folder), reused, rows a split, dropped, digest, seconds.
+        store (its folder), reused, rows a split, dropped, quarantined, digest, seconds.
 
     Raises:
         RecsysError: The data or the spec is wrong; what was prepared before stays as it was.
     """
     folder = config.store_folder
-    reason = _why_not(config)
     started = time.perf_counter()
-    if reason is None:
-        store = Store.open(folder, spec=config.spec)
-        console.note(f"data: {folder} fits the config and is used again")
+    remove_leftovers(folder)
+    _say_left_out(config.data, console)
+    reason = "asked for" if rebuild else _why_not(config)
+    if _adds(config.data, console):
+        store, reused = _update(config, console, reason)
+    elif reason is None:
+        store, reused = Store.open(folder, spec=config.spec), True
     else:
-        console.note(f"data: preparing {folder} ({reason})")
-        with console.progress("preparing", None) as task:
-            store = build_store(
-                events_of(config.data, config.spec),
-                config.spec,
-                config.data.split,
-                folder,
-                shard_rows=config.data.shard_rows,
-                source={
-                    **source_of(config.data),
-                    "files": _files_of(config.data),
-                    "provenance": _provenance(config.data),
-                },
-                progress=task.update,
-            )
+        store, reused = _build(config, console, reason), False
+    if reused:
+        console.note(f"data: {folder} fits the config and is used again")
     rows = {split: store.rows(split) for split in ("train", "valid", "test")}
     dropped = dropped_of(store)
     counts = [f"{split} {count:,} rows" for split, count in rows.items()]
     console.note("data: " + ", ".join([*counts, *(f"{count:,} dropped: {why}" for why, count in dropped.items())]))
     return {
         "store": str(folder),
-        "reused": reason is None,
+        "reused": reused,
         "rows": rows,
         "dropped": dropped,
+        "quarantined": _say_quarantine(store, console),
         "digest": store.digest,
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
+    """Everything anew."""
+    folder, data = config.store_folder, config.data
+    console.note(f"data: preparing {folder} ({reason})")
+    with console.progress("preparing", None) as task, spool_beside(folder) as spool:
+        events, unreadable = _events(config, spool)
+        store = build_store(
+            events,
+            config.spec,
+            data.split,
+            folder,
+            shard_rows=data.shard_rows,
+            source={
+                **_origin(data),
+                "files": _files_of(data),
+                "provenance": _provenance(data),
+                "unmatched": _count_unmatched(config),
+            },
+            quality=data.quality,
+            unreadable=unreadable,
+            progress=task.update,
+        )
+    for side, count in store.manifest["source"]["unmatched"].items():
+        console.note(f"data: {count:,} events have no row in the side table {side}")
+    return store
+
+
+def _update(config: ExperimentConfig, console: Console, reason: str | None) -> tuple[Store, bool]:
+    """New files alone, if the store that is there allows it; says also whether there were none."""
+    folder, data = config.store_folder, config.data
+    before = None if reason is not None else len(Store.open(folder).manifest["batches"])
+    files = _local_files(data)
+    if not files and (reason is not None or data.incremental is None or data.incremental.gone == "error"):
+        events_of(data, config.spec)  # says why there are none
+    if reason is not None:
+        console.note(f"data: preparing {folder} ({reason})")
+    with console.progress("preparing", None) as task:
+        store = update_store(
+            files,
+            _opener(config),
+            config.spec,
+            data.split,
+            folder,
+            shard_rows=data.shard_rows,
+            source={**_origin(data), "provenance": _provenance(data)},
+            quality=data.quality,
+            incremental=data.incremental or UPDATE,
+            anew=reason is not None,
+            progress=task.update,
+        )
+    reused = len(store.manifest["batches"]) == before
+    if not reused:
+        _say_batch(store.manifest["batches"][-1], console)
+    return store, reused
+
+
+def _say_batch(batch: dict[str, Any], console: Console) -> None:
+    """Tells what was added, and how it differs from what the pipeline was fitted on."""
+    extra = {"late rows": batch.get("late_rows"), "old rows dropped": batch.get("retired")}
+    counts = [f"{batch['files']:,} files", f"{batch['rows_read']:,} rows"]
+    console.note("data: read " + ", ".join([*counts, *(f"{count:,} {what}" for what, count in extra.items() if count)]))
+    for change in batch["columns"]:
+        console.note(f"data: {change}")
+    keys = ("feature", "passed", "psi", "chance", "unseen", "missing_before", "missing")
+    if drifted := [{key: entry[key] for key in keys} for entry in batch["drift"] if entry["passed"]]:
+        console.table("drift beyond data.quality.drift", drifted)
+        console.note("data: the pipeline stays as it was fitted; `recsys prepare --rebuild` fits it anew on all rows")
 
 
 def open_store(config: ExperimentConfig) -> Store:
@@ -71,10 +144,11 @@ def open_store(config: ExperimentConfig) -> Store:
         ArtifactError: There is none, or it was prepared with another spec, source or split, or from other files.
     """
     store = Store.open(config.store_folder, spec=config.spec)
-    prepared, wanted = store.manifest["source"], source_of(config.data)
+    prepared, wanted = store.manifest["source"], _origin(config.data)
     keys = [key for key in wanted if prepared.get(key) != wanted[key]]
     files = _files_of(config.data)
-    if files and files != prepared.get("files"):
+    # A store to which files are added is whole without those that came since.
+    if files and "inputs" not in store.manifest and files != prepared.get("files"):
         keys.append("the raw files")
     if keys:
         raise ArtifactError(
@@ -85,6 +159,90 @@ def open_store(config: ExperimentConfig) -> Store:
             mend="run `recsys prepare` again",
         )
     return store
+
+
+def _origin(data: DataConfig) -> dict[str, Any]:
+    """What decides the rows of a store, for its manifest."""
+    adds = True if data.incremental is not None and data.split.by_row else None
+    return {**source_of(data), "quality": data.quality.rules(), "incremental": adds}
+
+
+def _adds(data: DataConfig, console: Console) -> bool:
+    """Whether new files are added to what is prepared."""
+    if data.incremental is None:
+        return False
+    if data.source is None:
+        raise ConfigError("a recipe has no files to add", field="data.incremental", mend="leave it out")
+    if find_inputs(data.source).local_files is None:
+        raise ConfigError(
+            "files of a Delta table or behind a URL are not added one by one",
+            field="data.incremental",
+            found=data.source,
+            mend="leave it out: a change prepares everything anew",
+        )
+    if not data.split.by_row:
+        console.note(
+            f"data: a {data.split.kind} split moves rows when files are added: any change prepares everything anew "
+            "(random, column, and time with valid_from and test_from do not)"
+        )
+    return data.split.by_row
+
+
+def _events(config: ExperimentConfig, spool: Path) -> tuple[pl.LazyFrame, Unreadable]:
+    """The events, and what of the source's files cannot be read."""
+    data = config.data
+    files = _local_files(data)
+    if files and (data.quality.mode == "quarantine" or data.quality.now == "file"):
+        return gather(files, _opener(config), FeaturePipeline(config.spec), data.quality, spool)
+    events = events_of(data, config.spec)
+    for file in files:
+        require_records(file.path)
+    return events, READ
+
+
+def _opener(config: ExperimentConfig) -> Open:
+    """Opens one file as the config opens its source."""
+    return lambda path: events_of(config.data.model_copy(update={"source": str(path)}), config.spec)
+
+
+def _local_files(data: DataConfig) -> list[InputFile]:
+    """The source's files if they can be looked at one by one."""
+    try:
+        names = find_inputs(data.source).local_files if data.source is not None else None
+    except DataError:  # there are none; whoever opens the source says so
+        names = None
+    return input_files([Path(name) for name in names or ()])
+
+
+def _count_unmatched(config: ExperimentConfig) -> dict[str, int]:
+    """How many events have no row in each side table."""
+    data, spec = config.data, config.spec
+    if not data.join:
+        return {}
+    events = events_of(data.model_copy(update={"join": []}))
+    options: dict[str, Any] = {"time": spec.time, "time_unit": spec.time_unit}
+    return count_unmatched(events, data.join, storage_options=data.resolved_options, **options)
+
+
+def _say_left_out(data: DataConfig, console: Console) -> None:
+    """Tells which files of a folder are passed over."""
+    with suppress(DataError):  # said when it is opened
+        left_out = find_inputs(data.source).left_out if data.source is not None else ()
+        if left_out:
+            console.note(f"data: left out, as their names or folders begin with . or _: {list_names(left_out)}")
+
+
+def _say_quarantine(store: Store, console: Console) -> dict[str, int]:
+    """Tells what is in quarantine, and what was odd."""
+    quarantined: dict[str, int] = store.manifest.get("quarantined", {})
+    files = store.manifest.get("quarantined_files", [])
+    console.table("quarantine", [{"reason": reason, "rows": count} for reason, count in quarantined.items()])
+    console.table("files in quarantine", files)
+    for note in store.manifest.get("notes", []):
+        console.note(f"data: {note}")
+    if quarantined:
+        console.note(f"data: the rows are in {store.folder / QUARANTINE}")
+    return quarantined
 
 
 def dropped_of(store: Store) -> dict[str, int]:

@@ -18,7 +18,10 @@ from pydantic_core import PydanticUndefined
 
 from features import spec as features
 from features import splits
+from features.drift import DriftConfig
+from features.incremental import IncrementalConfig
 from features.joins import JoinConfig
+from features.quality import QualityConfig
 from pipelines.config import DataConfig, ExperimentConfig, Gate, TrackingConfig
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig, ExactConfig, HotConfig
@@ -31,6 +34,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 TABLES: dict[str, type[BaseModel]] = {
     "experiment": ExperimentConfig,
     "data": DataConfig,
+    "quality": QualityConfig,
+    "drift": DriftConfig,
+    "incremental": IncrementalConfig,
     "random": splits.RandomSplit,
     "time-split": splits.TimeSplit,
     "last_per_group": splits.LastPerGroupSplit,

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.errors import ArtifactError
+from features.errors import ArtifactError, DataError
 from features.store import build_store
 from pipelines.config import ExperimentConfig, config_from
 from pipelines.console import Console
@@ -88,3 +88,54 @@ def test_side_tables_are_joined_and_their_changes_noticed(tmp_path: Path) -> Non
     alone = config.model_copy(update={"data": config.data.model_copy(update={"join": []})})
     with pytest.raises(ArtifactError, match="join"):
         open_store(alone)
+
+
+def added(config: ExperimentConfig, **data: object) -> ExperimentConfig:
+    """The experiment with a glob as source, to which files are added."""
+    raw = Path(config.data.source or "")
+    values = {**config.to_json(), "name": "added"}
+    values["data"] = {**values["data"], "source": str(raw.with_name("e*.parquet")), "incremental": {}, **data}
+    return config_from(values)
+
+
+def test_new_files_are_added_and_a_changed_one_asks_for_rebuild(config: ExperimentConfig) -> None:
+    config, raw, console = added(config), Path(config.data.source or ""), Console(quiet=True)
+    assert sum(prepare(config, console)["rows"].values()) == 300
+    assert prepare(config, console)["reused"]
+    FRAME.head(100).write_parquet(raw.with_name("events-2.parquet"))
+    assert open_store(config).manifest["rows_read"] == 300
+    again = prepare(config, console)
+    assert not again["reused"]
+    assert sum(again["rows"].values()) == 400
+    assert prepare(config, console)["reused"]
+    FRAME.tail(20).write_parquet(raw)
+    with pytest.raises(DataError, match="changed after they were read"):
+        prepare(config, console)
+    assert sum(prepare(config, console, rebuild=True)["rows"].values()) == 120
+
+
+def test_a_split_that_moves_rows_prepares_everything_anew(config: ExperimentConfig) -> None:
+    fractions = {"kind": "last_per_group", "group": "user", "columns": ["click"]}
+    config, raw, console = added(config, split=fractions), Path(config.data.source or ""), Console(quiet=True)
+    prepare(config, console)
+    FRAME.head(100).write_parquet(raw.with_name("events-2.parquet"))
+    again = prepare(config, console)
+    assert not again["reused"]
+    assert sum(again["rows"].values()) == 400
+    assert len(open_store(config).manifest.get("batches", [])) == 0
+
+
+def test_what_is_in_quarantine_is_told(config: ExperimentConfig) -> None:
+    raw, console = Path(config.data.source or ""), Console(quiet=True)
+    FRAME.with_columns(click=pl.col("click").cast(pl.Int64) + (pl.int_range(300) == 7) * 5).write_parquet(raw)
+    with pytest.raises(DataError, match="label outside"):
+        prepare(config, console)
+    kept = config_from(config.to_json(), ["data.quality.mode=quarantine"])
+    done = prepare(kept, console)
+    assert done["quarantined"] == {"click: label outside {0, 1}": 1}
+    assert sum(done["rows"].values()) == 299
+    assert prepare(kept, console)["reused"]
+    raw.with_suffix(".csv").write_text("user,click\nu,1\nu\n")
+    csv = config_from(config.to_json(), [f"data.source={raw.with_suffix('.csv')}"])
+    with pytest.raises(DataError, match=r"events\.csv: too few fields \(in 1 line\)"):
+        prepare(csv, console)
