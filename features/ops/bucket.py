@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
-from features.ops.base import Encoder, FittedOperator, Problem
+from features.ops.base import Encoder, FittedOperator, Problem, Schema
 from features.ops.number import float_encoder, float_expr, float_problems
 from features.spec import BucketFeature
 
@@ -30,16 +30,16 @@ class Bucket(FittedOperator):
         self._rows = 0
         self._stride = 1
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Int64 fingerprints."""
-        value = float_expr(self.column, dtype)
+        value = float_expr(self.column, schema[self.column])
         above = pl.sum_horizontal([(value >= edge).cast(pl.Int32) for edge in self.edges or []] or [pl.lit(0)])
         index = pl.when(value.is_null()).then(None).otherwise(above)
         return [fingerprint_expr(index.cast(pl.String))]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Text that is no number."""
-        return float_problems(self.column, dtype)
+        return float_problems(self.column, schema[self.column])
 
     def encoder(self) -> Encoder:
         """Value -> int."""
@@ -57,9 +57,9 @@ class Bucket(FittedOperator):
         """Whether the edges are known."""
         return self.edges is not None
 
-    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
+    def fit_expression(self, schema: Schema) -> pl.Expr:
         """The number."""
-        return float_expr(self.column, dtype)
+        return float_expr(self.column, schema[self.column])
 
     def start(self) -> None:
         """Starts with no rows."""

@@ -13,16 +13,19 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
-from features.ops.base import Encoder, FittedOperator, Problem, plain, wrong_dtype
+from features.ops.base import Encoder, FittedOperator, Problem, Schema, plain, wrong_dtype
 from features.ops.text import is_text, number_expr, number_of
 from features.spec import NumberFeature
 
 FLOAT32_MAX = 3.4028234663852886e38
+_INFINITE = (math.inf, -math.inf)
 _EXPECTED = "integers or floats, or their text"
 
 
 class Number(FittedOperator):
     """NaN is missing. An infinity is clipped if there is a bound, else missing. Missing becomes 0."""
+
+    kind = "number"
 
     def __init__(self, feature: NumberFeature) -> None:
         self.name, self.column = feature.name, feature.column
@@ -30,11 +33,12 @@ class Number(FittedOperator):
         self.log, self.standardise, self.flag = feature.log, feature.standardise, feature.missing_flag
         self.mean: float | None = None
         self.deviation: float | None = None
+        self.outputs = 2 if self.flag else 1
         self._seen = (0, 0.0, 0.0)
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Float32, and another with the missing flag if it is wanted."""
-        value = self._before_scale(dtype)
+        value = self._before_scale(schema[self.column])
         missing = value.is_null()
         if self.standardise:
             value = (value - self.mean) / self.deviation
@@ -43,25 +47,26 @@ class Number(FittedOperator):
         number = value.fill_null(0.0).cast(pl.Float32)
         return [number, missing.cast(pl.Float32)] if self.flag else [number]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Text that is no number."""
-        return float_problems(self.column, dtype)
+        return float_problems(self.column, schema[self.column])
 
     def encoder(self) -> Encoder:
-        """Value -> tuple of float: the number, and the missing flag if it is wanted."""
-        read, low, high, log, flag = float_encoder(self.column), self.low, self.high, self.log, self.flag
+        """Value -> the number, or a tuple of it and the missing flag."""
+        read, flag, log = float_encoder(self.column), self.flag, self.log
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
         mean, deviation = (self.mean, self.deviation) if self.standardise else (None, None)
-        absent = (0.0, 1.0) if flag else (0.0,)
+        absent = (0.0, 1.0) if flag else 0.0
 
-        def encode(value: Any) -> tuple[float, ...]:
+        def encode(value: Any) -> float | tuple[float, float]:
             number = read(value)
             if number is None:
                 return absent
-            if low is not None and number < low:
+            if number < low:
                 number = low
-            if high is not None and number > high:
+            elif number > high:
                 number = high
-            if math.isinf(number):
+            if number in _INFINITE:
                 return absent
             if log is not None:
                 number = math.log(number + log)
@@ -69,9 +74,9 @@ class Number(FittedOperator):
                 number = (number - mean) / deviation
             if number > FLOAT32_MAX:
                 number = FLOAT32_MAX
-            if number < -FLOAT32_MAX:
+            elif number < -FLOAT32_MAX:
                 number = -FLOAT32_MAX
-            return (number, 0.0) if flag else (number,)
+            return (number, 0.0) if flag else number
 
         return encode
 
@@ -80,9 +85,9 @@ class Number(FittedOperator):
         """Whether mean and deviation are known, or not needed."""
         return not self.standardise or self.mean is not None
 
-    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
+    def fit_expression(self, schema: Schema) -> pl.Expr:
         """The number before standardisation."""
-        return self._before_scale(dtype)
+        return self._before_scale(schema[self.column])
 
     def start(self) -> None:
         """Starts with no rows."""
