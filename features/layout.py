@@ -15,7 +15,8 @@ class Layout:
     """Names of the columns of a Batch.
 
     Attributes:
-        id_names: Single-valued id features (F of them): id, bucket, cross, time and recency features in spec order.
+        id_names: Single-valued id features (F of them): id, bucket, cross, time, recency and
+            frequency features in spec order.
         bag_names: Features with a list of ids a row (G of them); the gaps of sequence x are "x:gap", right after it.
         bag_poolings: "sum" or "mean", one a bag.
         dense_names: Numbers (N of them); the missing flag of number x is "x:missing", right after it; cyclic

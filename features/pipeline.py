@@ -12,7 +12,7 @@ from features.batch import Batch
 from features.columns import BAG_PREFIX, Columns, column_types, record_batch
 from features.derived import Derived
 from features.errors import ArtifactError, ConfigError, DataError
-from features.files import read_json, write_json
+from features.files import read_json, read_table, write_json, write_table
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.frames import first_line, iterate, require_column, schema_of
 from features.layout import Layout
@@ -20,6 +20,7 @@ from features.ops.base import FittedOperator, Operator, Problem
 from features.ops.bucket import Bucket
 from features.ops.cross import Cross
 from features.ops.cyclic import Cyclic
+from features.ops.frequency import Frequency
 from features.ops.id import Id
 from features.ops.ids import Ids
 from features.ops.ngrams import Ngrams
@@ -37,6 +38,7 @@ from features.spec import (
     CyclicFeature,
     Feature,
     FeatureSpec,
+    FrequencyFeature,
     IdFeature,
     IdsFeature,
     NgramsFeature,
@@ -84,7 +86,7 @@ class FeaturePipeline:
         self._request: RequestEncoder | None = None
 
     def fit(self, frame: pl.LazyFrame | pl.DataFrame) -> FeaturePipeline:
-        """Learns the statistics of number and bucket features in one streaming pass.
+        """Learns the statistics of number, bucket and frequency features in one streaming pass.
 
         Args:
             frame: Training rows; labels need not be there.
@@ -256,12 +258,15 @@ class FeaturePipeline:
         return digest_json(described | self._inputs())
 
     def save(self, folder: Path) -> None:
-        """Writes spec and state into `folder` as JSON.
+        """Writes spec and state into `folder`: JSON, and an Arrow file for each state too large for that.
 
         Raises:
             ArtifactError: It cannot be written.
         """
         self._check_fitted()
+        for name, operator in self._operators.items():
+            if isinstance(operator, FittedOperator) and (table := operator.table()) is not None:
+                write_table(Path(folder) / _table_file(name), table)
         write_json(
             Path(folder) / _FILE,
             {
@@ -297,6 +302,8 @@ class FeaturePipeline:
                 operator = pipeline._operators[name]
                 if isinstance(operator, FittedOperator):
                     operator.restore(state)
+                    if "table" in state:
+                        operator.restore_table(read_table(Path(folder) / _table_file(name), mend=_MEND_FILE))
             pipeline._derived.restore(data.get("inputs", {}))
             intact = pipeline.digest() == data["digest"]
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
@@ -354,6 +361,8 @@ def _operator(feature: Feature, spec: FeatureSpec) -> Operator | Cross:
         case RecencyFeature():
             # The spec refuses one without the event's time.
             return Recency(feature, str(spec.time), spec.time_unit)
+        case FrequencyFeature():
+            return Frequency(feature)
         case NgramsFeature():
             return Ngrams(feature)
         case SemanticIdFeature():
@@ -364,6 +373,10 @@ def _operator(feature: Feature, spec: FeatureSpec) -> Operator | Cross:
             return Vector(feature)
         case CrossFeature():
             return Cross(feature)
+
+
+def _table_file(name: str) -> str:
+    return f"{name}.arrow"
 
 
 def _first_problem(frame: pl.LazyFrame, problems: Sequence[Problem]) -> DataError | None:

@@ -187,6 +187,20 @@ class RecencyFeature(GapBase):
     type: Literal["recency"] = "recency"
 
 
+class FrequencyFeature(FeatureBase):
+    """How often the value occurs in the training rows, as the id of a bucket on a logarithmic scale."""
+
+    type: Literal["frequency"] = "frequency"
+    dtype: IdDtype = "string"
+    """What the value is cast to before it is counted."""
+    buckets: Annotated[int, Field(ge=2, le=256)] = 32
+    """Number of buckets, that of unseen and rare values included."""
+    min_count: Annotated[int, Field(ge=1)] = 2
+    """A value that occurs less often is rare."""
+    max_values: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
+    """Values kept, the most frequent ones; the others are rare."""
+
+
 class NgramsFeature(FeatureBase):
     """A text as the list of its runs of n words or characters, pooled by the model."""
 
@@ -254,6 +268,7 @@ Feature = Annotated[
     | TimeFeature
     | CyclicFeature
     | RecencyFeature
+    | FrequencyFeature
     | NgramsFeature
     | SemanticIdFeature
     | SequenceFeature
@@ -343,7 +358,7 @@ class FeatureSpec(Strict):
                 raise ConfigError(
                     f"cross of {name!r}, which is not a single-valued id feature of this spec",
                     field=f"features.{cross.name}.of",
-                    expected=f"names of id, bucket, time or recency features: {list_names(single)}",
+                    expected=f"names of id, bucket, time, recency or frequency features: {list_names(single)}",
                     mend=f"did you mean {close!r}?" if close else None,
                 )
         _check_unique(f"features.{cross.name}.of", cross.of)
@@ -430,7 +445,7 @@ def digest_json(data: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_SINGLE = (IdFeature, BucketFeature, TimeFeature, RecencyFeature)
+_SINGLE = (IdFeature, BucketFeature, TimeFeature, RecencyFeature, FrequencyFeature)
 
 
 def _columns(feature: Feature) -> list[str]:

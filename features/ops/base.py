@@ -136,6 +136,14 @@ class FittedOperator(Operator):
         """Takes a state that `state` returned."""
         raise NotImplementedError
 
+    def table(self) -> pl.DataFrame | None:
+        """Returns what of the state is too large for JSON, or None; `state` then holds its digest as "table"."""
+        return None
+
+    def restore_table(self, table: pl.DataFrame) -> None:
+        """Takes a table that `table` returned."""
+        raise NotImplementedError
+
 
 def wrong_dtype(column: str, dtype: object, expected: str, mend: str | None = None) -> DataError:
     """Returns the error for a column, or one value, of a type that an operator cannot take."""

@@ -13,6 +13,7 @@ from features.spec import (
     BucketFeature,
     CyclicFeature,
     FeatureSpec,
+    FrequencyFeature,
     IdFeature,
     IdsFeature,
     NgramsFeature,
@@ -78,7 +79,7 @@ def column_types(spec: FeatureSpec) -> dict[str, str]:
 
 def _type_of(feature: Any) -> str:
     match feature:
-        case IdFeature(dtype=dtype):
+        case IdFeature(dtype=dtype) | FrequencyFeature(dtype=dtype):
             return str(dtype)
         case IdsFeature(dtype=dtype, separator=separator):
             return "string" if separator is not None else f"{dtype}[]"

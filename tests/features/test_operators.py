@@ -4,10 +4,11 @@ import datetime
 import hashlib
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 
-from features.errors import ConfigError, DataError
+from features.errors import ArtifactError, ConfigError, DataError
 from features.fingerprint import NULL_FINGERPRINT, fingerprint
 from features.ops.ngrams import LOWER
 from features.pipeline import FeaturePipeline
@@ -129,6 +130,56 @@ def test_the_circle_of_hours():
     assert dense[1].tolist() == pytest.approx([1, 0], abs=1e-7)
     assert (dense[0] - dense[2]).norm().item() == pytest.approx(2 * math.sin(math.pi / 24), rel=1e-6)
     assert dense[3].tolist() == [0, 0]
+
+
+def test_frequency_is_logarithmic_and_rare_is_unseen(tmp_path):
+    counts = {"a": 1000, "b": 100, "c": 10, "d": 9, "e": 1}
+    frame = pl.DataFrame({"x": [name for name, count in counts.items() for _ in range(count)] + [None] * 5000})
+    pipeline = pipeline_of({"type": "frequency", "name": "x", "buckets": 4, "min_count": 2}).fit(frame)
+    expected = [*prints("3", "2", "1", "1", "0", "0"), NULL_FINGERPRINT]
+    rows = [{"x": name} for name in [*counts, "new", None]]
+    assert pipeline.encode(rows).ids[:, 0].tolist() == expected
+    assert pipeline.state()["x"]["values"] == 4
+    pipeline.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline.json", "x.arrow"]
+    loaded = FeaturePipeline.load(tmp_path)
+    assert loaded.digest() == pipeline.digest()
+    assert loaded.encode(rows).ids[:, 0].tolist() == expected
+    assert loaded.encode_frame(pl.DataFrame(rows)).ids[:, 0].tolist() == expected
+
+
+def test_counts_are_bounded_and_frequent_values_keep_theirs():
+    rng = np.random.default_rng(0)
+    rare = rng.integers(10_000, 10**9, 400_000)
+    rare[::8] = np.arange(50_000) % 100
+    feature = {"type": "frequency", "name": "x", "dtype": "integer", "buckets": 2, "max_values": 100, "min_count": 2}
+    pipeline = pipeline_of(feature).fit(pl.DataFrame({"x": rare}))
+    assert pipeline.state()["x"]["values"] == 100
+    assert set(pipeline.encode([{"x": k} for k in range(100)]).ids[:, 0].tolist()) == {fingerprint("1")}
+    assert pipeline.encode({"x": int(rare[1])}).ids.item() == fingerprint("0")
+
+
+def test_frequencies_of_nothing_are_all_zero():
+    frame = pl.DataFrame({"x": [None, "a"]})
+    pipeline = pipeline_of({"type": "frequency", "name": "x"}).fit(frame)
+    assert pipeline.encode_frame(frame).ids[:, 0].tolist() == [NULL_FINGERPRINT, fingerprint("0")]
+
+
+def test_a_damaged_table_is_refused(tmp_path):
+    frame = pl.DataFrame({"x": ["a", "a", "b", "b"]})
+    pipeline_of({"type": "frequency", "name": "x"}).fit(frame).save(tmp_path)
+    path = tmp_path / "x.arrow"
+    whole = path.read_bytes()
+    other = pl.read_ipc(path.read_bytes())
+    for damage, words in [
+        (lambda: path.write_bytes(whole[: len(whole) // 2]), "cannot be read|does not match"),
+        (lambda: other.with_columns(bucket=pl.lit(7, dtype=pl.UInt8)).write_ipc(path), "does not match its digest"),
+        (lambda: other.rename({"value": "v"}).write_ipc(path), "file is damaged"),
+        (path.unlink, "file is missing"),
+    ]:
+        damage()
+        with pytest.raises(ArtifactError, match=words):
+            FeaturePipeline.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -403,6 +403,23 @@ def test_sequence_with_times(rows, length, uneven):
     assert uneven or found != "refused"
 
 
+@pytest.mark.parametrize("dtype", ["string", "integer", "boolean"])
+@pytest.mark.parametrize("column", COLUMNS)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_frequency(dtype, column, data):
+    values, kind = COLUMNS[column]
+    fit = series(data.draw(st.lists(values | st.none(), min_size=1, max_size=8)), kind)
+    frame = pl.concat([fit, series(data.draw(st.lists(values | st.none(), max_size=3)), kind)])
+    pipeline = pipeline_of({"type": "frequency", "name": "x", "dtype": dtype, "min_count": 1, "buckets": 4})
+    try:
+        pipeline.fit(fit)
+    except DataError:
+        assert check(pipeline_of({"type": "id", "name": "x", "dtype": dtype}), fit) == "refused"
+        return
+    check(pipeline, frame)
+
+
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(MICROSECONDS | st.none(), MICROSECONDS | st.none()), max_size=5))
 def test_recency_of_any_integers(rows):
