@@ -62,7 +62,7 @@ class IdsFeature(FeatureBase):
 
 
 class NumberFeature(FeatureBase):
-    """One number a row: clip, then log, then standardise."""
+    """One number a row: clip, then log, then standardise; or clip, then the place among quantiles."""
 
     type: Literal["number"] = "number"
     clip: tuple[float | None, float | None] | None = None
@@ -71,11 +71,19 @@ class NumberFeature(FeatureBase):
     """Offset o of ln(x + o); the clip must make x + o > 0."""
     standardise: bool = False
     """Subtract the mean and divide by the standard deviation of the training rows."""
+    quantiles: Annotated[int, Field(ge=2, le=1000)] | None = None
+    """The number's place from 0 to 1 among this many quantiles of the training rows, linear in between."""
     missing_flag: bool = False
     """Adds a number "NAME:missing" that is 1 where the value is missing."""
 
     @model_validator(mode="after")
     def _check(self) -> NumberFeature:
+        if self.quantiles is not None and (self.log is not None or self.standardise):
+            raise ConfigError(
+                "quantiles already give a scale",
+                field=f"features.{self.name}.quantiles",
+                mend="leave log and standardise out",
+            )
         low, high = self.clip or (None, None)
         if low is not None and high is not None and low >= high:
             raise ConfigError(
@@ -93,6 +101,10 @@ class NumberFeature(FeatureBase):
                 mend=f"set clip: [0, null] and log: 1, or a lower bound above {-self.log}",
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), quantiles=None)
 
 
 class BucketFeature(FeatureBase):

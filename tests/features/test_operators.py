@@ -132,6 +132,21 @@ def test_the_circle_of_hours():
     assert dense[3].tolist() == [0, 0]
 
 
+def test_the_place_among_quantiles(tmp_path):
+    feature = {"type": "number", "name": "x", "quantiles": 4, "missing_flag": True}
+    pipeline = pipeline_of(feature).fit(pl.DataFrame({"x": [0.0, 0.0, 0.0, 10.0, 20.0, 20.0, 40.0, None]}))
+    rows = [{"x": x} for x in (-1, 0, 5, 10, 30, 40, 50, None)]
+    expected = [0.0, 0.125, 0.3125, 0.5, 0.875, 1.0, 1.0, 0.0]
+    assert pipeline.encode(rows).dense.tolist() == [
+        [place, float(place == 0 and row["x"] is None)] for place, row in zip(expected, rows, strict=True)
+    ]
+    pipeline.save(tmp_path)
+    assert FeaturePipeline.load(tmp_path).encode(rows).equal(pipeline.encode(rows))
+    assert "quantiles" not in pipeline_of({"type": "number", "name": "x"}).spec.model_dump(mode="json")["features"][0]
+    with pytest.raises(ConfigError, match="quantiles already give a scale"):
+        pipeline_of({**feature, "standardise": True})
+
+
 def test_frequency_is_logarithmic_and_rare_is_unseen(tmp_path):
     counts = {"a": 1000, "b": 100, "c": 10, "d": 9, "e": 1}
     frame = pl.DataFrame({"x": [name for name, count in counts.items() for _ in range(count)] + [None] * 5000})

@@ -168,6 +168,23 @@ def test_number(values, fit, low, high, log, standardise, flag):
     assert check(pipeline, series(values, pl.Float64)) != "refused"
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    fit=st.lists(FLOAT | st.sampled_from([0.0, 1.0]) | st.none(), min_size=1, max_size=12),
+    values=st.lists(FLOAT | st.none(), max_size=5),
+    quantiles=st.integers(2, 9),
+    low=st.none() | st.floats(-10, 1),
+    flag=st.booleans(),
+)
+def test_number_among_quantiles(fit, values, quantiles, low, flag):
+    feature = {"type": "number", "name": "x", "quantiles": quantiles, "clip": [low, None], "missing_flag": flag}
+    pipeline = pipeline_of(feature, fit=series(fit, pl.Float64))
+    frame = series(fit + values, pl.Float64)
+    assert check(pipeline, frame) != "refused"
+    places = pipeline.encode_frame(frame).dense[:, 0]
+    assert ((places >= 0) & (places <= 1)).all()
+
+
 @pytest.mark.parametrize("column", [name for name in COLUMNS if "text" not in name])
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
