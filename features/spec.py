@@ -146,7 +146,7 @@ class CrossFeature(Strict):
     name: Name
     """Name of the feature."""
     of: Annotated[list[str], Field(min_length=2)]
-    """Names of id, bucket or time features; their order matters."""
+    """Names of id, bucket, time, recency or frequency features; their order matters."""
 
 
 class TimeFeature(FeatureBase):
