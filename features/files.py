@@ -1,4 +1,4 @@
-"""Small files written whole or not at all, and the md5 of large ones."""
+"""Small files written whole or not at all, as JSON or Arrow, and the md5 of large ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from features.errors import ArtifactError
 
@@ -42,6 +44,40 @@ def read_json(path: Path, *, mend: str) -> Any:
     except FileNotFoundError:
         raise ArtifactError("file is missing", field=str(path), mend=mend) from None
     except (ValueError, OSError) as error:
+        raise ArtifactError("file cannot be read", field=str(path), found=error, mend=mend) from error
+
+
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """Writes a table as an uncompressed Arrow file, whole or not at all.
+
+    Raises:
+        ArtifactError: It cannot be written, such as on a full disk.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.write_ipc(partial, compression="uncompressed")
+        os.replace(partial, path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+
+
+def read_table(path: Path, *, mend: str) -> pl.DataFrame:
+    """Reads a table that `write_table` wrote.
+
+    Args:
+        path: The file.
+        mend: What the user should do when it is missing or damaged.
+
+    Raises:
+        ArtifactError: It is missing or is no Arrow file.
+    """
+    if not path.is_file():
+        raise ArtifactError("file is missing", field=str(path), mend=mend)
+    try:
+        return pl.read_ipc(path.read_bytes())
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise ArtifactError("file cannot be read", field=str(path), found=error, mend=mend) from error
 
 

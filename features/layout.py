@@ -15,10 +15,12 @@ class Layout:
     """Names of the columns of a Batch.
 
     Attributes:
-        id_names: Single-valued id features (F of them): id, bucket, cross and time features in spec order.
-        bag_names: Features with a list of ids a row (G of them).
+        id_names: Single-valued id features (F of them): id, bucket, cross, time, recency and
+            frequency features in spec order.
+        bag_names: Features with a list of ids a row (G of them); the gaps of sequence x are "x:gap", right after it.
         bag_poolings: "sum" or "mean", one a bag.
-        dense_names: Numbers (N of them); the missing flag of number x is "x:missing", right after it.
+        dense_names: Numbers (N of them); the missing flag of number x is "x:missing", right after it; cyclic
+            feature x is "x:sin" and "x:cos".
         vector_names: Features with a vector a row.
         vector_sizes: Their sizes; V is their sum.
         label_names: Binary tasks (T of them).

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from features.batch import Batch
 from features.columns import BAG_PREFIX, Columns, column_types, record_batch
+from features.derived import Derived
 from features.errors import ArtifactError, ConfigError, DataError
-from features.files import read_json, write_json
+from features.files import read_json, read_table, write_json, write_table
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.frames import first_line, iterate, require_column, schema_of
 from features.layout import Layout
-from features.ops.base import FittedOperator, Operator
+from features.ops.base import FittedOperator, Operator, Problem
 from features.ops.bucket import Bucket
 from features.ops.cross import Cross
+from features.ops.cyclic import Cyclic
+from features.ops.frequency import Frequency
 from features.ops.id import Id
 from features.ops.ids import Ids
+from features.ops.ngrams import Ngrams
 from features.ops.number import Number
 from features.ops.outcome import EventTime, Outcome
+from features.ops.recency import Recency
+from features.ops.semantic_id import SemanticId
+from features.ops.sequence import Sequence as SequenceOperator
 from features.ops.time import Time
 from features.ops.vector import Vector
+from features.request import RequestEncoder, Row
 from features.spec import (
     BucketFeature,
     CrossFeature,
+    CyclicFeature,
     Feature,
     FeatureSpec,
+    FrequencyFeature,
     IdFeature,
     IdsFeature,
+    NgramsFeature,
     NumberFeature,
+    RecencyFeature,
+    SemanticIdFeature,
+    SequenceFeature,
     TimeFeature,
     VectorFeature,
     digest_json,
@@ -43,8 +56,6 @@ PIPELINE_VERSION = 1
 _FILE = "pipeline.json"
 _FIT_ROWS = 131_072
 _MEND_FILE = "prepare the data again"
-
-Row = Mapping[str, Any]
 
 
 class FeaturePipeline:
@@ -70,11 +81,12 @@ class FeaturePipeline:
     def __init__(self, spec: FeatureSpec) -> None:
         self.spec = spec
         self.layout: Layout = spec.layout
-        self._operators: dict[str, Operator | Cross] = {item.name: _operator(item) for item in spec.features}
-        self._encoders: _Encoders | None = None
+        self._operators: dict[str, Operator | Cross] = {item.name: _operator(item, spec) for item in spec.features}
+        self._derived = Derived(spec.derive)
+        self._request: RequestEncoder | None = None
 
     def fit(self, frame: pl.LazyFrame | pl.DataFrame) -> FeaturePipeline:
-        """Learns the statistics of number and bucket features in one streaming pass.
+        """Learns the statistics of number, bucket and frequency features in one streaming pass.
 
         Args:
             frame: Training rows; labels need not be there.
@@ -82,13 +94,16 @@ class FeaturePipeline:
         Raises:
             DataError: A column is missing or of a wrong dtype, or there is no row.
         """
-        lazy = frame.lazy()
+        lazy = raw = frame.lazy()
+        if self._derived.inputs:
+            self._derived.fit(schema_of(raw))
+            lazy = self._derived.apply(raw, schema_of(raw))
         schema = schema_of(lazy)
         fitted = [item for item in self._operators.values() if isinstance(item, FittedOperator)]
         wanted = []
         for number, operator in enumerate(fitted):
             require_column(operator.column, schema)
-            wanted.append(operator.fit_expression(schema[operator.column]).alias(str(number)))
+            wanted.append(operator.fit_expression(schema).alias(str(number)))
             operator.start()
         rows = 0
         if wanted:
@@ -97,14 +112,15 @@ class FeaturePipeline:
                     rows += piece.height
                     for number, operator in enumerate(fitted):
                         column = piece.get_column(str(number))
-                        operator.update(column.fill_null(float("nan")).to_numpy())
+                        column = column.fill_null(float("nan")) if column.dtype.is_float() else column
+                        operator.update(column.to_numpy())
             except (pl.exceptions.PolarsError, OSError) as error:
-                raise self.explain(lazy, error, labels=False) from error
+                raise self.explain(raw, error, labels=False) from error
             if not rows:
                 raise DataError("there is no row to fit on", mend="check the input and the split")
         for operator in fitted:
             operator.finish()
-        self._encoders = None
+        self._request = None
         return self
 
     def transform(
@@ -126,28 +142,28 @@ class FeaturePipeline:
             DataError: A column is missing or of a wrong dtype.
         """
         self._check_fitted()
-        lazy = frame.lazy()
+        lazy = self.derive(frame)
         schema = schema_of(lazy)
         singles: dict[str, pl.Expr] = {}
         dense: list[pl.Expr] = []
         vectors: list[pl.Expr] = []
+        bags: list[pl.Expr] = []
         columns: dict[str, pl.Expr] = {}
         for name, operator in self._operators.items():
             if isinstance(operator, Cross):
                 continue
-            require_column(operator.column, schema)
-            expressions = operator.expressions(schema[operator.column])
-            if isinstance(operator, Ids):
-                columns[BAG_PREFIX + name] = expressions[0]
-            elif isinstance(operator, Number):
-                dense.extend(expressions)
-            elif isinstance(operator, Vector):
-                vectors.extend(expressions)
-            else:
+            for column in operator.columns:
+                require_column(column, schema)
+            expressions = operator.expressions(schema)
+            if operator.kind == "id":
                 singles[name] = expressions[0]
+            else:
+                {"bag": bags, "number": dense, "vector": vectors}[operator.kind].extend(expressions)
         for name, operator in self._operators.items():
             if isinstance(operator, Cross):
                 singles[name] = operator.expression([singles[part] for part in operator.of])
+        for name, expression in zip(self.layout.bag_names, bags, strict=True):
+            columns[BAG_PREFIX + name] = expression
         if singles:
             columns["ids"] = pl.concat_arr([singles[name] for name in self.layout.id_names])
         if dense:
@@ -160,11 +176,20 @@ class FeaturePipeline:
                 encoded = []
                 for operator in operators:
                     require_column(operator.column, schema, role=role)
-                    encoded.extend(operator.expressions(schema[operator.column]))
+                    encoded.extend(operator.expressions(schema))
                 columns[role] = pl.concat_arr(encoded) if role == "labels" else encoded[0]
         # A literal, from a column of nulls, is one row: with_columns repeats it for every row of the frame.
         encoded_columns = lazy.with_columns(expression.alias(name) for name, expression in columns.items())
         return encoded_columns.select(*columns, *keep)
+
+    def derive(self, frame: pl.LazyFrame | pl.DataFrame) -> pl.LazyFrame:
+        """Returns the frame with the derived columns of the spec, lazily.
+
+        Raises:
+            DataError: A column is missing or of a wrong dtype, or an expression does not fit its columns.
+        """
+        lazy = frame.lazy()
+        return self._derived.apply(lazy, schema_of(lazy)) if self._derived.inputs else lazy
 
     def encode_frame(self, frame: pl.LazyFrame | pl.DataFrame, *, labels: bool = False) -> Batch:
         """Encodes all rows of a frame that fits into memory, by way of `transform`.
@@ -181,20 +206,22 @@ class FeaturePipeline:
         types = column_types(self.layout, labels=labels)
         return Columns.of(record_batch(collected, types), self.layout).slice(0, collected.height)
 
-    def encode(self, rows: Row | Sequence[Row], *, labels: bool = False) -> Batch:
+    def encode(self, rows: Row | Sequence[Row], *, shared: Row | None = None, labels: bool = False) -> Batch:
         """Encodes one request, or a few, in plain Python.
 
         Args:
             rows: A row is a mapping from column to value. A missing value is None; an absent key is an error.
+            shared: Columns that all rows have in common, such as the user's of many candidates: encoded once.
             labels: Whether to read labels, weight, group, time and reference too.
 
         Raises:
-            DataError: A key is absent or a value is wrong.
+            DataError: A key is absent or given twice, or a value is wrong.
         """
         self._check_fitted()
-        if self._encoders is None:
-            self._encoders = _Encoders(self)
-        return self._encoders(rows, labels=labels)
+        if self._request is None:
+            operators = list(self._operators.values())
+            self._request = RequestEncoder(self.layout, operators, self._side_operators(), self._derived)
+        return self._request(rows, shared=shared, labels=labels)
 
     def explain(self, frame: pl.LazyFrame, error: BaseException, *, labels: bool) -> DataError:
         """Returns the readable reason for a failure to collect what `transform` returned for `frame`.
@@ -202,23 +229,17 @@ class FeaturePipeline:
         It looks at the data again, for values that an operator cannot take.
         """
         try:
-            schema = frame.collect_schema()
-            operators = [item for item in self._operators.values() if isinstance(item, Operator)]
-            if labels:
-                operators += [item for items in self._side_operators().values() for item in items]
-            problems = [problem for item in operators for problem in item.problems(schema[item.column])]
-            tests = [
-                expression
-                for number, problem in enumerate(problems)
-                for expression in (
-                    problem.bad.sum().alias(f"{number}:count"),
-                    pl.col(problem.column).filter(problem.bad).first().alias(f"{number}:sample"),
-                )
-            ]
-            found = frame.select(tests).collect().row(0, named=True) if tests else {}
-            for number, problem in enumerate(problems):
-                if count := found[f"{number}:count"]:
-                    return problem.error(_plain_list(found[f"{number}:sample"]), count)
+            problem = _first_problem(frame, self._derived.problems(frame.collect_schema()))
+            problem = problem or self._derived.explain(frame)
+            if problem is None:
+                derived = self.derive(frame)
+                schema = derived.collect_schema()
+                operators = [item for item in self._operators.values() if isinstance(item, Operator)]
+                if labels:
+                    operators += [item for items in self._side_operators().values() for item in items]
+                problem = _first_problem(derived, [found for item in operators for found in item.problems(schema)])
+            if problem is not None:
+                return problem
         except (pl.exceptions.PolarsError, OSError):
             # The data cannot be read a second time either: the first failure is the one to show.
             pass
@@ -233,17 +254,19 @@ class FeaturePipeline:
 
     def digest(self) -> str:
         """Returns the hex SHA-256 of everything that decides how a row is encoded."""
-        return digest_json(
-            {"spec": self.spec.digest(), "state": self.state(), "fingerprint_version": FINGERPRINT_VERSION}
-        )
+        described = {"spec": self.spec.digest(), "state": self.state(), "fingerprint_version": FINGERPRINT_VERSION}
+        return digest_json(described | self._inputs())
 
     def save(self, folder: Path) -> None:
-        """Writes spec and state into `folder` as JSON.
+        """Writes spec and state into `folder`: JSON, and an Arrow file for each state too large for that.
 
         Raises:
             ArtifactError: It cannot be written.
         """
         self._check_fitted()
+        for name, operator in self._operators.items():
+            if isinstance(operator, FittedOperator) and (table := operator.table()) is not None:
+                write_table(Path(folder) / _table_file(name), table)
         write_json(
             Path(folder) / _FILE,
             {
@@ -252,7 +275,8 @@ class FeaturePipeline:
                 "spec": self.spec.model_dump(mode="json"),
                 "state": self.state(),
                 "digest": self.digest(),
-            },
+            }
+            | self._inputs(),
         )
 
     @staticmethod
@@ -278,6 +302,9 @@ class FeaturePipeline:
                 operator = pipeline._operators[name]
                 if isinstance(operator, FittedOperator):
                     operator.restore(state)
+                    if "table" in state:
+                        operator.restore_table(read_table(Path(folder) / _table_file(name), mend=_MEND_FILE))
+            pipeline._derived.restore(data.get("inputs", {}))
             intact = pipeline.digest() == data["digest"]
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise ArtifactError("file is damaged", field=str(path), found=first_line(error), mend=_MEND_FILE) from error
@@ -286,7 +313,15 @@ class FeaturePipeline:
         pipeline._check_fitted()
         return pipeline
 
+    def _inputs(self) -> dict[str, Any]:
+        """How the inputs of derived columns are read, where there are any."""
+        return {"inputs": self._derived.kinds} if self._derived.inputs else {}
+
     def _check_fitted(self) -> None:
+        if self._derived.kinds is None:
+            raise ConfigError(
+                "the pipeline is not fitted", field="derive", mend="call fit with the training rows first"
+            )
         for name, operator in self._operators.items():
             if isinstance(operator, FittedOperator) and not operator.fitted:
                 raise ConfigError(
@@ -309,82 +344,7 @@ class FeaturePipeline:
         return side
 
 
-class _Encoders:
-    """The functions from value to code of all operators, built once for many requests."""
-
-    def __init__(self, pipeline: FeaturePipeline) -> None:
-        self.layout = pipeline.layout
-        operators = pipeline._operators
-        simple = [name for name in self.layout.id_names if not isinstance(operators[name], Cross)]
-        self.order = [*simple, *(name for name in self.layout.id_names if name not in simple)]
-        place = {name: number for number, name in enumerate(self.order)}
-        self.singles = [_bound(operators[name]) for name in simple]
-        self.crosses: list[tuple[Cross, list[int]]] = []
-        for operator in operators.values():
-            if isinstance(operator, Cross):
-                self.crosses.append((operator, [place[part] for part in operator.of]))
-        # Crosses are computed last; this brings the ids back into the order of the layout.
-        reorder = [place[name] for name in self.layout.id_names]
-        self.reorder = None if reorder == sorted(reorder) else torch.tensor(reorder)
-        self.bags = [_bound(operators[name]) for name in self.layout.bag_names]
-        self.numbers = [_bound(item) for item in operators.values() if isinstance(item, Number)]
-        self.vectors = [_bound(operators[name]) for name in self.layout.vector_names]
-        self.side = {
-            role: [_bound(operator) for operator in items] for role, items in pipeline._side_operators().items()
-        }
-
-    def __call__(self, rows: Row | Sequence[Row], *, labels: bool) -> Batch:
-        if isinstance(rows, Mapping):
-            rows = [rows]
-        ids: list[int] = []
-        dense: list[float] = []
-        vectors: list[float] = []
-        bags: list[list[list[int]]] = [[] for _ in self.bags]
-        side: dict[str, list[Any]] = {role: [] for role in self.side} if labels else {}
-        row: Row = {}
-        try:
-            for row in rows:
-                start = len(ids)
-                for column, encode in self.singles:
-                    ids.append(encode(row[column]))
-                for cross, places in self.crosses:
-                    ids.append(cross.encode([ids[start + place] for place in places]))
-                for column, encode in self.numbers:
-                    dense.extend(encode(row[column]))
-                for column, encode in self.vectors:
-                    vectors.extend(encode(row[column]))
-                for bag, (column, encode) in zip(bags, self.bags, strict=True):
-                    bag.append(encode(row[column]))
-                for role, values in side.items():
-                    values.extend(encode(row[column]) for column, encode in self.side[role])
-        except KeyError as error:
-            # Only for a key that the row lacks: an operator raises DataError.
-            require_column(str(error.args[0]), row)
-            raise
-        count, layout = len(rows), self.layout
-        table = torch.tensor(ids, dtype=torch.int64).reshape(count, len(layout.id_names))
-        flat = [value for bag in bags for codes in bag for value in codes]
-        lengths = [len(codes) for bag in bags for codes in bag]
-        batch = Batch(
-            ids=table if self.reorder is None else table.index_select(1, self.reorder),
-            bag_values=torch.tensor(flat, dtype=torch.int64),
-            bag_lengths=torch.tensor(lengths, dtype=torch.int64).reshape(len(bags), count),
-            dense=torch.tensor(dense, dtype=torch.float32).reshape(count, len(layout.dense_names)),
-            vectors=torch.tensor(vectors, dtype=torch.float32).reshape(count, layout.vector_width),
-        )
-        for role, values in side.items():
-            dtype = torch.int64 if role in ("group", "time") else torch.float32
-            shape = (count, len(layout.label_names)) if role == "labels" else (count,)
-            setattr(batch, role, torch.tensor(values, dtype=dtype).reshape(shape))
-        return batch
-
-
-def _bound(operator: Operator | Cross) -> tuple[str, Callable[[Any], Any]]:
-    assert isinstance(operator, Operator)
-    return operator.column, operator.encoder()
-
-
-def _operator(feature: Feature) -> Operator | Cross:
+def _operator(feature: Feature, spec: FeatureSpec) -> Operator | Cross:
     match feature:
         case IdFeature():
             return Id(feature.name, feature.column, feature.dtype)
@@ -396,10 +356,43 @@ def _operator(feature: Feature) -> Operator | Cross:
             return Bucket(feature)
         case TimeFeature():
             return Time(feature)
+        case CyclicFeature():
+            return Cyclic(feature)
+        case RecencyFeature():
+            # The spec refuses one without the event's time.
+            return Recency(feature, str(spec.time), spec.time_unit)
+        case FrequencyFeature():
+            return Frequency(feature)
+        case NgramsFeature():
+            return Ngrams(feature)
+        case SemanticIdFeature():
+            return SemanticId(feature)
+        case SequenceFeature():
+            return SequenceOperator(feature, spec.time, spec.time_unit)
         case VectorFeature():
             return Vector(feature)
         case CrossFeature():
             return Cross(feature)
+
+
+def _table_file(name: str) -> str:
+    return f"{name}.arrow"
+
+
+def _first_problem(frame: pl.LazyFrame, problems: Sequence[Problem]) -> DataError | None:
+    tests = [
+        expression
+        for number, problem in enumerate(problems)
+        for expression in (
+            problem.bad.sum().alias(f"{number}:count"),
+            pl.col(problem.column).filter(problem.bad).first().alias(f"{number}:sample"),
+        )
+    ]
+    found = frame.select(tests).collect().row(0, named=True) if tests else {}
+    for number, problem in enumerate(problems):
+        if count := found[f"{number}:count"]:
+            return problem.error(_plain_list(found[f"{number}:sample"]), count)
+    return None
 
 
 def _plain_list(value: Any) -> Any:

@@ -9,14 +9,17 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from features.errors import ConfigError, list_names, nearest
 from features.layout import Layout
+from features.sql import roots, row_expressions
 from features.validation import Strict
 
 IdDtype = Literal["string", "integer", "boolean"]
 TimeUnit = Literal["s", "ms", "us", "ns"]
+TimePart = Literal["hour", "weekday", "hour_of_week", "day", "month"]
+Pooling = Literal["sum", "mean"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
@@ -59,7 +62,7 @@ class IdsFeature(FeatureBase):
 
 
 class NumberFeature(FeatureBase):
-    """One number a row: clip, then log, then standardise."""
+    """One number a row: clip, then log, then standardise; or clip, then the place among quantiles."""
 
     type: Literal["number"] = "number"
     clip: tuple[float | None, float | None] | None = None
@@ -68,11 +71,19 @@ class NumberFeature(FeatureBase):
     """Offset o of ln(x + o); the clip must make x + o > 0."""
     standardise: bool = False
     """Subtract the mean and divide by the standard deviation of the training rows."""
+    quantiles: Annotated[int, Field(ge=2, le=1000)] | None = None
+    """The number's place from 0 to 1 among this many quantiles of the training rows, linear in between."""
     missing_flag: bool = False
     """Adds a number "NAME:missing" that is 1 where the value is missing."""
 
     @model_validator(mode="after")
     def _check(self) -> NumberFeature:
+        if self.quantiles is not None and (self.log is not None or self.standardise):
+            raise ConfigError(
+                "quantiles already give a scale",
+                field=f"features.{self.name}.quantiles",
+                mend="leave log and standardise out",
+            )
         low, high = self.clip or (None, None)
         if low is not None and high is not None and low >= high:
             raise ConfigError(
@@ -90,6 +101,10 @@ class NumberFeature(FeatureBase):
                 mend=f"set clip: [0, null] and log: 1, or a lower bound above {-self.log}",
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), quantiles=None)
 
 
 class BucketFeature(FeatureBase):
@@ -131,17 +146,121 @@ class CrossFeature(Strict):
     name: Name
     """Name of the feature."""
     of: Annotated[list[str], Field(min_length=2)]
-    """Names of id, bucket or time features; their order matters."""
+    """Names of id, bucket, time, recency or frequency features; their order matters."""
 
 
 class TimeFeature(FeatureBase):
     """A part of a time as an id."""
 
     type: Literal["time"] = "time"
-    part: Literal["hour", "weekday"]
-    """hour: 0 to 23 (UTC). weekday: 0 (Monday) to 6."""
+    part: TimePart
+    """hour: 0 to 23 (UTC). weekday: 0 (Monday) to 6. hour_of_week: 0 to 167. day: 1 to 31. month: 1 to 12."""
     unit: TimeUnit | None = None
     """For integer columns: what one step since 1970-01-01 is."""
+
+
+class CyclicFeature(FeatureBase):
+    """A part of a time as two numbers, the sine and the cosine of its place in the cycle."""
+
+    type: Literal["cyclic"] = "cyclic"
+    part: TimePart
+    """As of a time feature; every month has 31 days."""
+    unit: TimeUnit | None = None
+    """For integer columns: what one step since 1970-01-01 is."""
+
+
+class GapBase(FeatureBase):
+    """Buckets of the time that passed up to the event, on a logarithmic scale."""
+
+    unit: TimeUnit | None = None
+    """For integer times: what one step since 1970-01-01 is."""
+    shortest: Annotated[float, Field(ge=1e-6)] = 1.0
+    """Seconds; gaps below it are one bucket."""
+    longest: Annotated[float, Field(le=1e12)] = 31_536_000.0
+    """Seconds; gaps of it and more are one bucket."""
+    buckets: Annotated[int, Field(ge=3, le=1000)] = 32
+    """Number of buckets, those two included."""
+
+    @model_validator(mode="after")
+    def _check_gaps(self) -> GapBase:
+        if self.shortest >= self.longest:
+            raise ConfigError(
+                "bounds are not in order",
+                field=f"features.{self.name}.shortest",
+                found=[self.shortest, self.longest],
+                expected="shortest < longest",
+            )
+        return self
+
+
+class RecencyFeature(GapBase):
+    """The time from another moment to the event, as the id of a bucket."""
+
+    type: Literal["recency"] = "recency"
+
+
+class FrequencyFeature(FeatureBase):
+    """How often the value occurs in the training rows, as the id of a bucket on a logarithmic scale."""
+
+    type: Literal["frequency"] = "frequency"
+    dtype: IdDtype = "string"
+    """What the value is cast to before it is counted."""
+    buckets: Annotated[int, Field(ge=2, le=256)] = 32
+    """Number of buckets, that of unseen and rare values included."""
+    min_count: Annotated[int, Field(ge=1)] = 2
+    """A value that occurs less often is rare."""
+    max_values: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
+    """Values kept, the most frequent ones; the others are rare."""
+
+
+class NgramsFeature(FeatureBase):
+    """A text as the list of its runs of n words or characters, pooled by the model."""
+
+    type: Literal["ngrams"] = "ngrams"
+    of: Literal["words", "characters"] = "words"
+    """What a run is made of."""
+    n: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(le=16)]] = (1, 2)
+    """Shortest and longest run."""
+    lowercase: bool = True
+    """Whether capital letters are taken for small ones."""
+    pooling: Pooling = "mean"
+    """How the model joins the embeddings of one text."""
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    """Runs kept: the shortest first, from the front."""
+
+    @model_validator(mode="after")
+    def _check(self) -> NgramsFeature:
+        if self.n[0] > self.n[1]:
+            raise ConfigError(
+                "sizes are not in order", field=f"features.{self.name}.n", found=list(self.n), expected="[from, to]"
+            )
+        return self
+
+
+class SemanticIdFeature(FeatureBase):
+    """A list of integer codes, coarse to fine, as the list of its prefixes, pooled by the model."""
+
+    type: Literal["semantic_id"] = "semantic_id"
+    depth: Annotated[int, Field(ge=1, le=64)]
+    """Codes used, from the front."""
+    pooling: Pooling = "sum"
+    """How the model joins the embeddings of the prefixes."""
+
+
+class SequenceFeature(GapBase):
+    """The latest of a list of past events, most recent first, pooled by the model."""
+
+    type: Literal["sequence"] = "sequence"
+    length: Annotated[int, Field(ge=1)]
+    """Events kept."""
+    dtype: IdDtype = "string"
+    """What each element is cast to before it is hashed."""
+    newest: Literal["first", "last"] = "last"
+    """Where in the list the most recent event stands."""
+    times: str | None = None
+    """Column with a list of the events' times: adds a list "NAME:gap" of buckets of the time since each."""
+    pooling: Pooling = "mean"
+    """How the model joins the embeddings of one list."""
 
 
 class VectorFeature(FeatureBase):
@@ -153,7 +272,19 @@ class VectorFeature(FeatureBase):
 
 
 Feature = Annotated[
-    IdFeature | IdsFeature | NumberFeature | BucketFeature | CrossFeature | TimeFeature | VectorFeature,
+    IdFeature
+    | IdsFeature
+    | NumberFeature
+    | BucketFeature
+    | CrossFeature
+    | TimeFeature
+    | CyclicFeature
+    | RecencyFeature
+    | FrequencyFeature
+    | NgramsFeature
+    | SemanticIdFeature
+    | SequenceFeature
+    | VectorFeature,
     Field(discriminator="type"),
 ]
 
@@ -176,6 +307,8 @@ class FeatureSpec(Strict):
 
     features: Annotated[list[Feature], Field(min_length=1)]
     """The features; their order is the order of the encoded columns and has no effect on their values."""
+    derive: Annotated[dict[Name, str], Field(default_factory=dict)]
+    """Columns computed before the operators: name -> SQL expression over the columns of the same row."""
     labels: Annotated[list[str], Field(min_length=1)]
     """Label columns: one or several binary tasks."""
     weight: str | None = None
@@ -189,37 +322,55 @@ class FeatureSpec(Strict):
     reference: str | None = None
     """Column with a reference probability to compare with: carried along, never an input."""
 
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), derive={})
+
     @model_validator(mode="after")
     def _check(self) -> FeatureSpec:
         _check_unique("features", [feature.name for feature in self.features])
         _check_unique("labels", self.labels)
         outcomes = {f"labels ({label})": label for label in self.labels}
         outcomes |= {key: column for key in ("weight", "reference") if (column := getattr(self, key))}
+        derived = row_expressions(self.derive)
+        for role in ("labels", "weight", "reference", "group", "time"):
+            named = getattr(self, role)
+            for column in named if isinstance(named, list) else [named]:
+                if column in self.derive:
+                    raise ConfigError(
+                        f"column {column!r} is derived", field=role, expected="a column of the data", mend="name one"
+                    )
         for feature in self.features:
             if isinstance(feature, CrossFeature):
                 self._check_cross(feature)
                 continue
             for role, column in outcomes.items():
-                if feature.column == column:
+                if column in {root for read in _columns(feature) for root in roots(read, derived)}:
                     raise ConfigError(
                         f"column {column!r} is also the spec's {role}: the answer would leak into the input",
                         field=f"features.{feature.name}",
                         mend="remove the feature",
                     )
+            if self.time is None and _reads_time(feature):
+                raise ConfigError(
+                    "the time of the event is not known",
+                    field=f"features.{feature.name}",
+                    mend="name the column of the event's time as the spec's time",
+                )
         for role in ("weight", "reference", "group", "time"):
             if (column := getattr(self, role)) is not None and column in self.labels:
                 raise ConfigError(f"column {column!r} is also a label", field=role, mend="name another column")
         return self
 
     def _check_cross(self, cross: CrossFeature) -> None:
-        single = [item.name for item in self.features if isinstance(item, IdFeature | BucketFeature | TimeFeature)]
+        single = [item.name for item in self.features if isinstance(item, _SINGLE)]
         for name in cross.of:
             if name not in single:
                 close = nearest(name, single)
                 raise ConfigError(
                     f"cross of {name!r}, which is not a single-valued id feature of this spec",
                     field=f"features.{cross.name}.of",
-                    expected=f"names of id, bucket or time features: {list_names(single)}",
+                    expected=f"names of id, bucket, time, recency or frequency features: {list_names(single)}",
                     mend=f"did you mean {close!r}?" if close else None,
                 )
         _check_unique(f"features.{cross.name}.of", cross.of)
@@ -230,13 +381,17 @@ class FeatureSpec(Strict):
         ids, bags, poolings, dense, vectors, sizes = [], [], [], [], [], []
         for feature in self.features:
             match feature:
-                case IdsFeature():
-                    bags.append(feature.name)
-                    poolings.append(feature.pooling)
+                case IdsFeature() | NgramsFeature() | SemanticIdFeature() | SequenceFeature():
+                    gaps = isinstance(feature, SequenceFeature) and feature.times is not None
+                    names = [feature.name, f"{feature.name}:gap"] if gaps else [feature.name]
+                    bags.extend(names)
+                    poolings.extend([feature.pooling] * len(names))
                 case NumberFeature():
                     dense.append(feature.name)
                     if feature.missing_flag:
                         dense.append(f"{feature.name}:missing")
+                case CyclicFeature():
+                    dense.extend([f"{feature.name}:sin", f"{feature.name}:cos"])
                 case VectorFeature():
                     vectors.append(feature.name)
                     sizes.append(feature.size)
@@ -258,8 +413,15 @@ class FeatureSpec(Strict):
 
     @property
     def feature_columns(self) -> list[str]:
-        """The columns that features are read from, each once, in spec order."""
-        return list(dict.fromkeys(item.column for item in self.features if not isinstance(item, CrossFeature)))
+        """The columns of the data that features are read from, each once, in spec order."""
+        derived = row_expressions(self.derive)
+        columns = [column for item in self.features for column in self.columns_of(item)]
+        return list(dict.fromkeys(root for column in columns for root in sorted(roots(column, derived))))
+
+    def columns_of(self, feature: Feature) -> list[str]:
+        """The columns that one feature reads, derived ones and the event's time included."""
+        times = [self.time] if self.time is not None and _reads_time(feature) else []
+        return [*_columns(feature), *times]
 
     def feature(self, name: str) -> Feature:
         """Returns the feature of that name.
@@ -293,6 +455,25 @@ def digest_json(data: object) -> str:
     """
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+_SINGLE = (IdFeature, BucketFeature, TimeFeature, RecencyFeature, FrequencyFeature)
+
+
+def _columns(feature: Feature) -> list[str]:
+    if isinstance(feature, CrossFeature):
+        return []
+    times = feature.times if isinstance(feature, SequenceFeature) else None
+    return [feature.column] if times is None else [feature.column, times]
+
+
+def _reads_time(feature: Feature) -> bool:
+    return isinstance(feature, RecencyFeature) or (isinstance(feature, SequenceFeature) and feature.times is not None)
+
+
+def _without(data: dict[str, Any], **unused: Any) -> dict[str, Any]:
+    """Leaves out what stands at its default and came later than the first specs, whose digests stay."""
+    return {key: value for key, value in data.items() if key not in unused or value != unused[key]}
 
 
 def _check_unique(where: str, names: list[str]) -> None:

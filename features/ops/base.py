@@ -6,15 +6,17 @@ Both must give the same bits for the same value; tests/features/test_parity.py h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
 
 from features.errors import DataError
 
-Encoder = Callable[[Any], Any]
+Encoder = Callable[..., Any]
+Schema = Mapping[str, pl.DataType]
+Kind = Literal["id", "bag", "number", "vector"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,32 +60,42 @@ class Problem:
 
 
 class Operator:
-    """One operator on one column: the base of all.
+    """One operator on one column, or on several: the base of all.
 
     Attributes:
+        kind: What a model sees of it.
         name: Name of the feature.
         column: Column it reads.
+        outputs: Number of expressions; of a vector, which has one, its size.
     """
 
+    kind: ClassVar[Kind] = "id"
     name: str
     column: str
+    outputs: int = 1
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
-        """Returns the encoded value for a column of this dtype, in Polars.
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns it reads; `column` is the first."""
+        return (self.column,)
+
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
+        """Returns the encoded values for columns of these dtypes, in Polars.
 
         Raises:
-            DataError: The operator cannot take a column of this dtype.
+            DataError: The operator cannot take a column of its dtype.
         """
         raise NotImplementedError
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Returns the tests for values it cannot take, used to explain why collecting failed."""
         raise NotImplementedError
 
     def encoder(self) -> Encoder:
-        """Returns a function from one value to what `expressions` gives for it.
+        """Returns a function from the values of `columns` to what `expressions` gives for them.
 
-        The function raises DataError for a value of a type or content it cannot take.
+        It gives one value, or `outputs` of them as a tuple or list, and raises DataError for a value of a type or
+        content it cannot take.
         """
         raise NotImplementedError
 
@@ -96,8 +108,8 @@ class FittedOperator(Operator):
         """Whether it holds a state, or needs none."""
         raise NotImplementedError
 
-    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
-        """Returns what it wants to see of its column: Float64, null for missing."""
+    def fit_expression(self, schema: Schema) -> pl.Expr:
+        """Returns what it wants to see of its column: Float64 or Int64, null for missing."""
         raise NotImplementedError
 
     def start(self) -> None:
@@ -108,7 +120,7 @@ class FittedOperator(Operator):
         """Takes the next rows.
 
         Args:
-            values: float64 [B], NaN for missing, in the order of the rows.
+            values: float64 [B], NaN for missing, or int64 [B], in the order of the rows.
         """
         raise NotImplementedError
 
@@ -122,6 +134,14 @@ class FittedOperator(Operator):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes a state that `state` returned."""
+        raise NotImplementedError
+
+    def table(self) -> pl.DataFrame | None:
+        """Returns what of the state is too large for JSON, or None; `state` then holds its digest as "table"."""
+        return None
+
+    def restore_table(self, table: pl.DataFrame) -> None:
+        """Takes a table that `table` returned."""
         raise NotImplementedError
 
 

@@ -9,12 +9,10 @@ import numpy as np
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
-from features.ops.base import Encoder, FittedOperator, Problem
+from features.ops.base import Encoder, FittedOperator, Problem, Schema
 from features.ops.number import float_encoder, float_expr, float_problems
+from features.ops.quantiles import QuantileSample
 from features.spec import BucketFeature
-
-QUANTILE_SAMPLE = 1 << 20
-"""Up to this many training rows the quantiles are exact; of more, every 2nd, 4th, 8th ... row is looked at."""
 
 
 class Bucket(FittedOperator):
@@ -26,20 +24,18 @@ class Bucket(FittedOperator):
     def __init__(self, feature: BucketFeature) -> None:
         self.name, self.column, self.quantiles = feature.name, feature.column, feature.quantiles
         self.edges: list[float] | None = feature.edges
-        self._kept: list[np.ndarray] = []
-        self._rows = 0
-        self._stride = 1
+        self._sample = QuantileSample()
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Int64 fingerprints."""
-        value = float_expr(self.column, dtype)
+        value = float_expr(self.column, schema[self.column])
         above = pl.sum_horizontal([(value >= edge).cast(pl.Int32) for edge in self.edges or []] or [pl.lit(0)])
         index = pl.when(value.is_null()).then(None).otherwise(above)
         return [fingerprint_expr(index.cast(pl.String))]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Text that is no number."""
-        return float_problems(self.column, dtype)
+        return float_problems(self.column, schema[self.column])
 
     def encoder(self) -> Encoder:
         """Value -> int."""
@@ -57,36 +53,30 @@ class Bucket(FittedOperator):
         """Whether the edges are known."""
         return self.edges is not None
 
-    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
+    def fit_expression(self, schema: Schema) -> pl.Expr:
         """The number."""
-        return float_expr(self.column, dtype)
+        return float_expr(self.column, schema[self.column])
 
     def start(self) -> None:
         """Starts with no rows."""
-        self._kept, self._rows, self._stride = [], 0, 1
+        self._sample = QuantileSample()
 
     def update(self, values: np.ndarray) -> None:
-        """Keeps every stride-th row; doubles the stride when that is more than the sample holds."""
-        first = -self._rows % self._stride
-        self._kept.append(values[first :: self._stride].copy())
-        self._rows += len(values)
-        while sum(map(len, self._kept)) > QUANTILE_SAMPLE:
-            self._kept = [np.concatenate(self._kept)[::2]]
-            self._stride *= 2
+        """Adds to the sample."""
+        self._sample.update(values)
 
     def finish(self) -> None:
         """Edges at the quantiles: values that occur, each once, the smallest left out."""
         if self.quantiles is None:
             return
-        values = np.concatenate(self._kept) if self._kept else np.empty(0)
-        values = values[np.isfinite(values)]
+        values = self._sample.finite()
         if not len(values):
             self.edges = []
             return
         shares = np.arange(1, self.quantiles) / self.quantiles
         edges = np.unique(np.quantile(values, shares, method="inverted_cdf"))
         self.edges = [float(edge) for edge in edges if edge > values.min()]
-        self._kept = []
+        self._sample = QuantileSample()
 
     def state(self) -> dict[str, Any] | None:
         """{"edges": [...]} if they were fitted."""

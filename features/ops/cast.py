@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.errors import DataError
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
 from features.ops.base import Problem, plain, wrong_dtype
 from features.ops.text import FALSE, TRUE, is_text, whole_expr, whole_of
@@ -38,33 +37,49 @@ _MEND = {
 _MEND_LIST = "declare type: ids, which takes a list of plain values"
 
 
-def hash_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: str) -> tuple[pl.Expr, list[Problem]]:
-    """Returns the fingerprint of `value` (a column or a list's element) and the tests for values it cannot take.
+def text_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: str) -> tuple[pl.Expr, list[Problem]]:
+    """Returns `value` (a column or a list's element) as text, null for missing, and the tests for bad values.
 
     Raises:
         DataError: No value of this dtype can be cast to the declared one.
     """
     text, bad = _text_expr(value, dtype, declared, column)
     if bad is None:
-        return fingerprint_expr(text), []
+        return text, []
     problem = Problem(column, bad, _WRONG_VALUE[declared], _EXPECTED[declared], _MEND[declared])
-    return fingerprint_expr(problem.guard(text)), [problem]
+    return problem.guard(text), [problem]
+
+
+def text_encoder(declared: IdDtype, column: str) -> Callable[[Any], str | None]:
+    """Python form of `text_expr`."""
+    cast = {"string": _string_of, "integer": _integer_of, "boolean": _boolean_of}[declared]
+
+    def encode(value: Any) -> str | None:
+        value = plain(value)
+        if value is None or (type(value) is float and value != value and declared != "string"):
+            return None
+        text = cast(value)
+        if text is None or not _is_unicode(text):
+            mend = _MEND_LIST if isinstance(value, list | tuple | np.ndarray) else _MEND[declared]
+            raise Problem(column, pl.lit(False), _WRONG_VALUE[declared], _EXPECTED[declared], mend).error(value)
+        return text
+
+    return encode
+
+
+def hash_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: str) -> tuple[pl.Expr, list[Problem]]:
+    """Returns the fingerprint of `value` and the tests for bad values, as `text_expr` does."""
+    text, problems = text_expr(value, dtype, declared, column)
+    return fingerprint_expr(text), problems
 
 
 def hash_encoder(declared: IdDtype, column: str) -> Callable[[Any], int]:
     """Python form of `hash_expr`."""
-    cast = {"string": _string_of, "integer": _integer_of, "boolean": _boolean_of}[declared]
+    read = text_encoder(declared, column)
 
     def encode(value: Any) -> int:
-        if value is None:
-            return NULL_FINGERPRINT
-        text = cast(value)
-        if text is None:
-            raise bad_value(value)
-        try:
-            return fingerprint(text)
-        except UnicodeEncodeError:
-            raise bad_value(value) from None
+        text = read(value)
+        return NULL_FINGERPRINT if text is None else fingerprint(text)
 
     def encode_string(value: Any) -> int:
         # The common case without a second call.
@@ -72,20 +87,10 @@ def hash_encoder(declared: IdDtype, column: str) -> Callable[[Any], int]:
             try:
                 return fingerprint(value)
             except UnicodeEncodeError:
-                raise bad_value(value) from None
-        return encode_other(value)
-
-    def encode_other(value: Any) -> int:
-        value = plain(value)
-        if type(value) is float and value != value and declared != "string":
-            return NULL_FINGERPRINT
+                pass
         return encode(value)
 
-    def bad_value(value: Any) -> DataError:
-        mend = _MEND_LIST if isinstance(value, list | tuple | np.ndarray) else _MEND[declared]
-        return Problem(column, pl.lit(False), _WRONG_VALUE[declared], _EXPECTED[declared], mend).error(value)
-
-    return encode_string if declared == "string" else encode_other
+    return encode_string if declared == "string" else encode
 
 
 def _string_of(value: Any) -> str | None:
@@ -114,6 +119,15 @@ def _boolean_of(value: Any) -> str | None:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return "true" if value else "false"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write it: a lone surrogate it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text_expr(value: pl.Expr, dtype: pl.DataType, declared: IdDtype, column: str) -> tuple[pl.Expr, pl.Expr | None]:

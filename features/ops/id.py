@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from features.ops.base import Encoder, Operator, Problem
+from features.ops.base import Encoder, Operator, Problem, Schema
 from features.ops.cast import hash_encoder, hash_expr
 from features.spec import IdDtype
 
@@ -15,13 +15,13 @@ class Id(Operator):
     def __init__(self, name: str, column: str, dtype: IdDtype = "string") -> None:
         self.name, self.column, self.dtype = name, column, dtype
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Int64 fingerprints."""
-        return [hash_expr(pl.col(self.column), dtype, self.dtype, self.column)[0]]
+        return [hash_expr(pl.col(self.column), schema[self.column], self.dtype, self.column)[0]]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Values that cannot be cast."""
-        return hash_expr(pl.col(self.column), dtype, self.dtype, self.column)[1]
+        return hash_expr(pl.col(self.column), schema[self.column], self.dtype, self.column)[1]
 
     def encoder(self) -> Encoder:
         """Value -> int."""

@@ -12,8 +12,9 @@ import numpy as np
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT
-from features.ops.base import Encoder, Operator, Problem, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, wrong_dtype
 from features.ops.cast import hash_encoder, hash_expr
+from features.ops.lists import list_expr
 from features.spec import IdsFeature
 
 
@@ -23,17 +24,19 @@ class Ids(Operator):
     Empty pieces of a separated text are no elements; an empty string inside a list is one.
     """
 
+    kind = "bag"
+
     def __init__(self, feature: IdsFeature) -> None:
         self.name, self.column = feature.name, feature.column
         self.dtype, self.separator, self.max_length = feature.dtype, feature.separator, feature.max_length
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] List(Int64) fingerprints."""
-        return [self._elements(dtype)[0]]
+        return [self._elements(schema[self.column])[0]]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Lists with an element that cannot be cast."""
-        lists, inner = self._lists(dtype)
+        lists, inner = self._lists(schema[self.column])
         return [
             dataclasses.replace(problem, bad=lists.list.eval(problem.bad).list.any().fill_null(False))
             for problem in hash_expr(pl.element(), inner, self.dtype, self.column)[1]
@@ -68,27 +71,14 @@ class Ids(Operator):
         return lists.list.eval(hashed).fill_null(null_list), problems
 
     def _lists(self, dtype: pl.DataType) -> tuple[pl.Expr, pl.DataType]:
-        value = pl.col(self.column)
         inner: pl.DataType = pl.String()
-        if dtype == pl.Null:
-            return pl.lit(None, dtype=pl.List(pl.String)), inner
-        if self.separator is not None:
+        if self.separator is not None and dtype != pl.Null:
             if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
                 raise wrong_dtype(
                     self.column, dtype, f"text with the separator {self.separator!r}", "drop the separator"
                 )
-            pieces = value.cast(pl.String).str.split(self.separator)
+            pieces = pl.col(self.column).cast(pl.String).str.split(self.separator)
             lists = pieces.list.eval(pl.element().filter(pl.element() != ""))
-        elif isinstance(dtype, pl.Array):
-            lists, inner = value.arr.to_list(), _instance(dtype.inner)
-        elif isinstance(dtype, pl.List):
-            lists, inner = value, _instance(dtype.inner)
         else:
-            raise wrong_dtype(self.column, dtype, "a list", "give a separator if the column is text")
-        if inner == pl.Null:
-            lists, inner = lists.cast(pl.List(pl.String)), pl.String()
+            lists, inner = list_expr(self.column, dtype, "a list", "give a separator if the column is text")
         return (lists if self.max_length is None else lists.list.head(self.max_length)), inner
-
-
-def _instance(dtype: Any) -> pl.DataType:
-    return dtype() if isinstance(dtype, type) else dtype

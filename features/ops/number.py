@@ -1,4 +1,4 @@
-"""number: clip, logarithm and standardisation of one number a row, and a flag for missing ones.
+"""number: clip, logarithm and standardisation of one number a row, or its place among quantiles; a flag for missing.
 
 All arithmetic is in float64 and in one order of operations, so that Polars and Python give the same bits.
 """
@@ -13,16 +13,20 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
-from features.ops.base import Encoder, FittedOperator, Problem, plain, wrong_dtype
+from features.ops.base import Encoder, FittedOperator, Problem, Schema, plain, wrong_dtype
+from features.ops.quantiles import QuantileSample, QuantileScale
 from features.ops.text import is_text, number_expr, number_of
 from features.spec import NumberFeature
 
 FLOAT32_MAX = 3.4028234663852886e38
+_INFINITE = (math.inf, -math.inf)
 _EXPECTED = "integers or floats, or their text"
 
 
 class Number(FittedOperator):
     """NaN is missing. An infinity is clipped if there is a bound, else missing. Missing becomes 0."""
+
+    kind = "number"
 
     def __init__(self, feature: NumberFeature) -> None:
         self.name, self.column = feature.name, feature.column
@@ -30,66 +34,82 @@ class Number(FittedOperator):
         self.log, self.standardise, self.flag = feature.log, feature.standardise, feature.missing_flag
         self.mean: float | None = None
         self.deviation: float | None = None
+        self.outputs = 2 if self.flag else 1
         self._seen = (0, 0.0, 0.0)
+        self.quantiles = feature.quantiles
+        self.scale: QuantileScale | None = None
+        self._sample = QuantileSample()
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Float32, and another with the missing flag if it is wanted."""
-        value = self._before_scale(dtype)
+        value = self._before_scale(schema[self.column])
         missing = value.is_null()
         if self.standardise:
             value = (value - self.mean) / self.deviation
+        if self.quantiles is not None:
+            value = value.map_batches(self._places, return_dtype=pl.Float64(), is_elementwise=True)
         value = pl.when(value > FLOAT32_MAX).then(FLOAT32_MAX).otherwise(value)
         value = pl.when(value < -FLOAT32_MAX).then(-FLOAT32_MAX).otherwise(value)
         number = value.fill_null(0.0).cast(pl.Float32)
         return [number, missing.cast(pl.Float32)] if self.flag else [number]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Text that is no number."""
-        return float_problems(self.column, dtype)
+        return float_problems(self.column, schema[self.column])
 
     def encoder(self) -> Encoder:
-        """Value -> tuple of float: the number, and the missing flag if it is wanted."""
-        read, low, high, log, flag = float_encoder(self.column), self.low, self.high, self.log, self.flag
+        """Value -> the number, or a tuple of it and the missing flag."""
+        read, flag, log = float_encoder(self.column), self.flag, self.log
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
         mean, deviation = (self.mean, self.deviation) if self.standardise else (None, None)
-        absent = (0.0, 1.0) if flag else (0.0,)
+        place = None if self.scale is None else self.scale.place
+        absent = (0.0, 1.0) if flag else 0.0
 
-        def encode(value: Any) -> tuple[float, ...]:
+        def encode(value: Any) -> float | tuple[float, float]:
             number = read(value)
             if number is None:
                 return absent
-            if low is not None and number < low:
+            if number < low:
                 number = low
-            if high is not None and number > high:
+            elif number > high:
                 number = high
-            if math.isinf(number):
+            if number in _INFINITE:
                 return absent
             if log is not None:
                 number = math.log(number + log)
             if mean is not None and deviation is not None:
                 number = (number - mean) / deviation
+            if place is not None:
+                number = place(number)
             if number > FLOAT32_MAX:
                 number = FLOAT32_MAX
-            if number < -FLOAT32_MAX:
+            elif number < -FLOAT32_MAX:
                 number = -FLOAT32_MAX
-            return (number, 0.0) if flag else (number,)
+            return (number, 0.0) if flag else number
 
         return encode
 
     @property
     def fitted(self) -> bool:
-        """Whether mean and deviation are known, or not needed."""
+        """Whether mean and deviation, or the quantiles, are known, or not needed."""
+        if self.quantiles is not None:
+            return self.scale is not None
         return not self.standardise or self.mean is not None
 
-    def fit_expression(self, dtype: pl.DataType) -> pl.Expr:
+    def fit_expression(self, schema: Schema) -> pl.Expr:
         """The number before standardisation."""
-        return self._before_scale(dtype)
+        return self._before_scale(schema[self.column])
 
     def start(self) -> None:
         """Starts with no rows."""
         self._seen = (0, 0.0, 0.0)
+        self._sample = QuantileSample()
 
     def update(self, values: np.ndarray) -> None:
-        """Merges the moments of these rows into those so far (Chan, Golub and LeVeque 1983)."""
+        """Merges the moments of these rows into those so far (Chan, Golub and LeVeque 1983), or samples them."""
+        if self.quantiles is not None:
+            self._sample.update(values)
+            return
         values = values[~np.isnan(values)]
         if not len(values):
             return
@@ -109,6 +129,8 @@ class Number(FittedOperator):
         Raises:
             DataError: The numbers are too large for a mean or deviation in float64.
         """
+        if self.quantiles is not None:
+            self.scale, self._sample = QuantileScale.fit(self._sample.finite(), self.quantiles), QuantileSample()
         if not self.standardise:
             return
         count, mean, squares = self._seen
@@ -120,12 +142,27 @@ class Number(FittedOperator):
         self.mean, self.deviation = mean, deviation or 1.0
 
     def state(self) -> dict[str, Any] | None:
-        """{"mean": ..., "deviation": ...}."""
+        """{"mean": ..., "deviation": ...}, or {"edges": [...], "levels": [...]}."""
+        if self.scale is not None:
+            return {"edges": self.scale.edges, "levels": self.scale.levels}
         return {"mean": self.mean, "deviation": self.deviation} if self.standardise and self.fitted else None
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes mean and deviation."""
+        """Takes mean and deviation, or the quantiles."""
+        if self.quantiles is not None:
+            edges, levels = [[float(value) for value in state[key]] for key in ("edges", "levels")]
+            if len(edges) != len(levels):
+                raise ValueError("quantiles and their levels differ in number")
+            self.scale = QuantileScale(edges, levels)
+            return
         self.mean, self.deviation = float(state["mean"]), float(state["deviation"])
+
+    def _places(self, values: pl.Series) -> pl.Series:
+        known = values.drop_nulls().to_numpy()
+        places = known if self.scale is None else self.scale.places(known)
+        found = np.full(len(values), np.nan)
+        found[values.is_not_null().to_numpy()] = places
+        return pl.Series(values.name, found).fill_nan(None)
 
     def _before_scale(self, dtype: pl.DataType) -> pl.Expr:
         value = float_expr(self.column, dtype)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from features.ops.base import Encoder, Operator, Problem, plain, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, plain, wrong_dtype
 from features.ops.text import FALSE, TRUE, is_text, number_expr, number_of
 from features.ops.time import microseconds_encoder, microseconds_expr
 from features.spec import TimeUnit
@@ -38,16 +38,16 @@ class Outcome(Operator):
         self.name = self.column = column
         self.role = role
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Float32."""
-        value = self._number(dtype).cast(pl.Float32)
-        for problem in self.problems(dtype):
+        value = self._number(schema[self.column]).cast(pl.Float32)
+        for problem in self.problems(schema):
             value = problem.guard(value)
         return [value]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Values that are missing or out of range."""
-        value = self._number(dtype)
+        value = self._number(schema[self.column])
         if self.role == "label":
             good = (value == 0) | (value == 1)
         else:
@@ -106,16 +106,16 @@ class EventTime(Operator):
         self.name = self.column = column
         self.unit = unit
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Int64 microseconds."""
-        time, _ = microseconds_expr(self.column, dtype, self.unit)
-        for problem in self.problems(dtype):
+        time, _ = microseconds_expr(self.column, schema[self.column], self.unit)
+        for problem in self.problems(schema):
             time = problem.guard(time)
         return [time]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Times that are missing or too large."""
-        return [*microseconds_expr(self.column, dtype, self.unit)[1], self._missing()]
+        return [*microseconds_expr(self.column, schema[self.column], self.unit)[1], self._missing()]
 
     def encoder(self) -> Encoder:
         """Value -> int."""

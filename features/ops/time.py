@@ -1,4 +1,4 @@
-"""time: the hour or the weekday of a time as an id. Times without a zone are UTC; others are turned into UTC."""
+"""time: a part of a time, such as the hour, as an id. Times without a zone are UTC; others are turned into UTC."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
-from features.ops.base import Encoder, Operator, Problem, plain, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, plain, wrong_dtype
 from features.ops.text import TIME_EXAMPLE, is_text, time_expr, time_of, whole_expr, whole_of
-from features.spec import TimeFeature, TimeUnit
+from features.spec import TimeFeature, TimePart, TimeUnit
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -22,46 +22,88 @@ _FACTOR = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _MOST = 2**63 - 1
 
 
+PARTS: dict[TimePart, range] = {
+    "hour": range(24),
+    "weekday": range(7),
+    "hour_of_week": range(168),
+    "day": range(1, 32),
+    "month": range(1, 13),
+}
+"""The values of each part; weekday 0 is Monday, hour of week 0 its first."""
+
+
 class Time(Operator):
-    """The id is the fingerprint of the decimal part: hour 0 to 23, weekday 0 (Monday) to 6."""
+    """The id is the fingerprint of the decimal part."""
 
     def __init__(self, feature: TimeFeature) -> None:
         self.name, self.column, self.part, self.unit = feature.name, feature.column, feature.part, feature.unit
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Int64 fingerprints."""
-        time, problems = microseconds_expr(self.column, dtype, self.unit)
+        time, problems = microseconds_expr(self.column, schema[self.column], self.unit)
         for problem in problems:
             time = problem.guard(time)
-        # 1970-01-01 was a Thursday.
-        part = (time // HOUR) % 24 if self.part == "hour" else (time // DAY + 3) % 7
-        return [fingerprint_expr(part.cast(pl.String))]
+        return [fingerprint_expr(part_of(time, self.part).cast(pl.String))]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Integers so large that they are no time, and text that is none."""
-        return microseconds_expr(self.column, dtype, self.unit)[1]
+        return microseconds_expr(self.column, schema[self.column], self.unit)[1]
 
     def encoder(self) -> Encoder:
         """Value -> int."""
-        read, hour = microseconds_encoder(self.column, self.unit), self.part == "hour"
-        fingerprints = [fingerprint(str(part)) for part in range(24)]
+        read, part = microseconds_encoder(self.column, self.unit), self.part
+        fingerprints = [fingerprint(str(value)) for value in range(PARTS[part].stop)]
 
         def encode(value: Any) -> int:
             time = read(value)
             if time is None:
                 return NULL_FINGERPRINT
-            return fingerprints[(time // HOUR) % 24 if hour else (time // DAY + 3) % 7]
+            return fingerprints[part_of(time, part)]
 
         return encode
 
 
-def microseconds_expr(column: str, dtype: pl.DataType, unit: TimeUnit | None) -> tuple[pl.Expr, list[Problem]]:
+def part_of(time: Any, part: TimePart) -> Any:
+    """Returns a part of a time, see `PARTS`.
+
+    Args:
+        time: Microseconds since 1970-01-01 UTC: an int, or an Int64 expression.
+        part: Which part.
+
+    Example:
+        >>> [part_of(1_709_251_199_000_000, part) for part in PARTS]  # Thursday 2024-02-29 23:59:59
+        [23, 3, 95, 29, 2]
+    """
+    # 1970-01-01 was a Thursday.
+    if part == "hour":
+        return time // HOUR % 24
+    if part == "weekday":
+        return (time // DAY + 3) % 7
+    if part == "hour_of_week":
+        return (time // HOUR + 72) % 168
+    # Years that begin in March, in eras of 400 of them (Hinnant, "chrono-compatible low-level date algorithms").
+    day = (time // DAY + 719_468) % 146_097
+    year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
+    day = day - (365 * year + year // 4 - year // 100)
+    month = (5 * day + 2) // 153
+    return day - (153 * month + 2) // 5 + 1 if part == "day" else (month + 2) % 12 + 1
+
+
+def microseconds_expr(
+    column: str, dtype: pl.DataType, unit: TimeUnit | None, value: pl.Expr | None = None
+) -> tuple[pl.Expr, list[Problem]]:
     """Returns the time in microseconds since 1970-01-01 UTC (Int64), rounded down, and the tests for bad values.
+
+    Args:
+        column: The column.
+        dtype: Its dtype, or that of `value`.
+        unit: What one step of an integer is.
+        value: The times, if they are not the column itself but the elements of its lists.
 
     Raises:
         DataError: The column holds no times, or integers without a declared unit.
     """
-    value = pl.col(column)
+    value = pl.col(column) if value is None else value
     if dtype == pl.Null:
         return pl.lit(None, dtype=pl.Int64), []
     if isinstance(dtype, pl.Date):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.ops.base import Encoder, Operator, Problem, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, wrong_dtype
 from features.ops.number import FLOAT32_MAX, float_encoder
 from features.spec import VectorFeature
 
@@ -16,13 +16,16 @@ from features.spec import VectorFeature
 class Vector(Operator):
     """A missing vector is all zeros; so is each element that is missing, NaN or infinite."""
 
+    kind = "vector"
+
     def __init__(self, feature: VectorFeature) -> None:
         self.name, self.column, self.size = feature.name, feature.column, feature.size
+        self.outputs = self.size
 
-    def expressions(self, dtype: pl.DataType) -> list[pl.Expr]:
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
         """[B] Array(Float32, size)."""
-        lists = self._lists(dtype)
-        for problem in self.problems(dtype):
+        lists = self._lists(schema[self.column])
+        for problem in self.problems(schema):
             lists = problem.guard(lists)
         element = pl.element().cast(pl.Float64)
         element = pl.when(element.is_finite()).then(element).otherwise(0.0)
@@ -31,9 +34,9 @@ class Vector(Operator):
         zeros = pl.lit([0.0] * self.size, dtype=pl.List(pl.Float32))
         return [lists.list.eval(element.cast(pl.Float32)).fill_null(zeros).list.to_array(self.size)]
 
-    def problems(self, dtype: pl.DataType) -> list[Problem]:
+    def problems(self, schema: Schema) -> list[Problem]:
         """Vectors of another size."""
-        bad = (self._lists(dtype).list.len() != self.size).fill_null(False)
+        bad = (self._lists(schema[self.column]).list.len() != self.size).fill_null(False)
         return [Problem(self.column, bad, "vector of another size", f"{self.size} numbers", "set the feature's size")]
 
     def encoder(self) -> Encoder:
@@ -47,7 +50,7 @@ class Vector(Operator):
             if not isinstance(value, list | tuple | np.ndarray):
                 raise wrong_dtype(column, repr(value), f"a list of {size} numbers")
             if len(value) != size:
-                raise self.problems(pl.List(pl.Float64))[0].error(value)
+                raise self.problems({column: pl.List(pl.Float64())})[0].error(value)
             numbers = [read(element) for element in value]
             return [0.0 if x is None or math.isinf(x) else min(max(x, -FLOAT32_MAX), FLOAT32_MAX) for x in numbers]
 

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from features.spec import (
     BucketFeature,
-    CrossFeature,
+    CyclicFeature,
     FeatureSpec,
+    FrequencyFeature,
     IdFeature,
     IdsFeature,
+    NgramsFeature,
     NumberFeature,
+    RecencyFeature,
+    SemanticIdFeature,
+    SequenceFeature,
     TimeFeature,
     VectorFeature,
 )
@@ -61,25 +66,33 @@ def column_types(spec: FeatureSpec) -> dict[str, str]:
     """
     types: dict[str, str] = {}
     for feature in spec.features:
-        if isinstance(feature, CrossFeature):
-            continue
-        kind = _type_of(feature)
-        before = types.setdefault(feature.column, kind)
-        if before != kind:
-            types[feature.column] = "number" if {before, kind} == {"integer", "number"} else "any"
-    return types
+        for column in spec.columns_of(feature):
+            if column in spec.derive:
+                continue
+            kind = _type_of(feature) if column == getattr(feature, "column", None) else "any"
+            before = types.setdefault(column, kind)
+            if before != kind:
+                types[column] = "number" if {before, kind} == {"integer", "number"} else "any"
+    # What derived columns read may be of any type; the pipeline reads it as it did in training.
+    return {column: types.get(column, "any") for column in spec.feature_columns}
 
 
 def _type_of(feature: Any) -> str:
     match feature:
-        case IdFeature(dtype=dtype):
+        case IdFeature(dtype=dtype) | FrequencyFeature(dtype=dtype):
             return str(dtype)
         case IdsFeature(dtype=dtype, separator=separator):
             return "string" if separator is not None else f"{dtype}[]"
         case NumberFeature() | BucketFeature():
             return "number"
-        case TimeFeature(unit=unit):
+        case TimeFeature(unit=unit) | CyclicFeature(unit=unit) | RecencyFeature(unit=unit):
             return "datetime" if unit is None else "integer"
+        case NgramsFeature():
+            return "string"
+        case SemanticIdFeature():
+            return "integer[]"
+        case SequenceFeature(dtype=dtype):
+            return f"{dtype}[]"
         case VectorFeature():
             return "number[]"
     raise TypeError(f"no signature type for {type(feature).__name__}")

@@ -95,7 +95,7 @@ def test_statistics_are_those_of_numpy(events):
 
 
 def test_quantiles_of_many_rows_are_close(monkeypatch):
-    monkeypatch.setattr("features.ops.bucket.QUANTILE_SAMPLE", 1000)
+    monkeypatch.setattr("features.ops.quantiles.QUANTILE_SAMPLE", 1000)
     values = np.random.default_rng(0).permutation(20_000).astype(float)
     pipeline = FeaturePipeline(spec_of({"type": "bucket", "name": "x", "quantiles": 10}))
     edges = pipeline.fit(pl.DataFrame({"x": values})).state()["x"]["edges"]

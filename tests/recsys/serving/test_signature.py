@@ -46,6 +46,36 @@ def test_a_column_for_each_feature_column_and_no_other() -> None:
     }
 
 
+def test_what_a_request_must_carry_beside_the_features_own_columns() -> None:
+    spec = validate(
+        FeatureSpec,
+        {
+            "features": [
+                {"type": "sequence", "name": "seen", "dtype": "integer", "length": 5, "times": "seen_at"},
+                {"type": "recency", "name": "visit"},
+                {"type": "ngrams", "name": "title"},
+                {"type": "semantic_id", "name": "codes", "depth": 2},
+                {"type": "frequency", "name": "city"},
+                {"type": "number", "name": "total"},
+            ],
+            "labels": ["click"],
+            "time": "at",
+            "derive": {"total": "price * amount"},
+        },
+    )
+    assert column_types(spec) == {
+        "seen": "integer[]",
+        "seen_at": "any",
+        "at": "any",
+        "visit": "datetime",
+        "title": "string",
+        "codes": "integer[]",
+        "city": "string",
+        "amount": "any",
+        "price": "any",
+    }
+
+
 def test_every_input_is_optional_and_outputs_are_named_by_label() -> None:
     signature = signature_of(SPEC)
     assert all(not column.required for column in signature.inputs.inputs)
