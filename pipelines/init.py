@@ -10,8 +10,8 @@ import yaml
 
 from features.errors import ArtifactError, DataError, list_names
 from pipelines.config import config_from
-from pipelines.console import Console, bytes_text
-from pipelines.profile import Study, name_of, show, study
+from pipelines.console import Console
+from pipelines.profile import Study, name_of, show, study, table_text
 from pipelines.suggest import Suggestion
 from pipelines.workspace import write_bytes
 
@@ -116,7 +116,7 @@ def config_text(found: Study, name: str) -> str:
     if roles.time_unit is not None:
         lines.append(f"  time_unit: {roles.time_unit}")
     lines += [
-        f"# {bytes_text(table.bytes)}; a row for every value would take {bytes_text(table.collisionless_bytes)}.",
+        f"# {table_text(table)}.",
         "embedding:",
         f"  width: {table.width}",
         f"  rows: {table.rows}    # shared by all features that are not exact",

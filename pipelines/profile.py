@@ -213,11 +213,15 @@ def findings(found: Study) -> list[str]:
         moved = [name for name in found.drift.divergence if (found.drift.of(name) or 0) > DRIFT]
         if moved:
             lines.append(f"drift: {', '.join(moved)}")
-    lines.append(
-        f"table: {table.rows:,} shared rows x {table.width}, {bytes_text(table.bytes)} with exact rows and index; "
-        f"a row for every value would take {bytes_text(table.collisionless_bytes)}"
-    )
+    lines.append(f"table: {table.rows:,} shared rows x {table.width}, {table_text(table)}")
     return lines
+
+
+def table_text(table: Table) -> str:
+    """The bytes of a table, beside those of a row for every value if that takes more."""
+    text = f"{bytes_text(table.bytes)} with exact rows and index"
+    more = f"; a row for every value would take {bytes_text(table.collisionless_bytes)}"
+    return text + more if table.collisionless_bytes > table.bytes else text
 
 
 def _percent(share: float) -> str:
