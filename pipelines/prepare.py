@@ -12,10 +12,10 @@ import polars as pl
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
 from features.folders import remove_leftovers, spool_beside
 from features.incremental import UPDATE, update_store
+from features.input_files import InputFile, gather, input_files
 from features.inputs import find_inputs, states
 from features.joins import count_unmatched, join_sources
 from features.pipeline import FeaturePipeline
-from features.readings import InputFile, gather, input_files
 from features.recipes import RECIPES
 from features.records import Open, require_records
 from features.sources import scan

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
+from features.input_files import gather, input_files
 from features.pipeline import FeaturePipeline
 from features.quality import QualityConfig
-from features.readings import gather, input_files
 from features.sources import scan
 from features.spec import FeatureSpec
 from features.splits import RandomSplit

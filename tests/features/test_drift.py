@@ -7,8 +7,8 @@ import pytest
 from features.drift import DriftConfig, Profile, compare, profile_of
 from features.errors import ArtifactError
 from features.incremental import IncrementalConfig, update_store
+from features.input_files import input_files
 from features.quality import QualityConfig
-from features.readings import input_files
 from features.sources import scan
 from features.spec import FeatureSpec
 from features.splits import RandomSplit

@@ -13,9 +13,9 @@ import pytest
 from features.errors import ArtifactError, ConfigError, DataError
 from features.folders import workshop
 from features.incremental import IncrementalConfig, update_store
+from features.input_files import input_files
 from features.pipeline import FeaturePipeline
 from features.quality import QualityConfig
-from features.readings import input_files
 from features.sources import scan
 from features.spec import FeatureSpec
 from features.splits import LastPerGroupSplit, RandomSplit, TimeSplit

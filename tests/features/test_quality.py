@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 from features.errors import ConfigError, DataError
+from features.input_files import gather, input_files
 from features.pipeline import FeaturePipeline
 from features.quality import QualityConfig
-from features.readings import gather, input_files
 from features.records import open_records, require_records
 from features.sources import scan
 from features.spec import FeatureSpec
