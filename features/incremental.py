@@ -26,7 +26,7 @@ from features.errors import ArtifactError, ConfigError, DataError, list_names
 from features.files import read_json, write_json
 from features.folders import kept_aside, link, remove_leftovers, spool_beside, whole_or_nothing, workshop
 from features.frames import SPLIT_COLUMN
-from features.inputs import ADDED_COLUMNS, InputFile, Reading, read_file, unreadable_of
+from features.input_files import ADDED_COLUMNS, InputFile, Reading, read_file, unreadable_of
 from features.pipeline import FeaturePipeline
 from features.quality import STRICT, Checked, QualityConfig, check, check_share, write_quarantine
 from features.records import Open

@@ -194,7 +194,9 @@ def _is_utf8(data: bytes) -> bool:
 def _divided(path: Path, open_file: Open, spool: Path, note: str | None) -> Opened:
     kind = _kind(path)
     name = path.name[: -len(path.suffix)] if path.suffix.lower() in _COMPRESSED else path.name
-    copy = spool / f"{len(list(spool.iterdir())) if spool.is_dir() else 0:05d}" / name
+    number = len(list(spool.iterdir())) if spool.is_dir() else 0
+    # A folder KEY=VALUE may be a column.
+    copy = spool.joinpath(f"{number:05d}", *(part for part in path.parent.parts if "=" in part), name)
     copy.parent.mkdir(parents=True)
     bad: list[BadRecord] = []
     total = 0

@@ -12,7 +12,7 @@ import polars as pl
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
 from features.folders import remove_leftovers, spool_beside
 from features.incremental import UPDATE, update_store
-from features.inputs import gather, input_files
+from features.input_files import InputFile, gather, input_files
 from features.pipeline import FeaturePipeline
 from features.recipes import RECIPES
 from features.records import Open, require_records
@@ -87,7 +87,7 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
     """New files alone, if the store that is there allows it; says also whether there were none."""
     folder, data = config.store_folder, config.data
     before = None if reason is not None else len(Store.open(folder).manifest["batches"])
-    files = input_files([Path(file) for file in _files_of(data)])
+    files = _source_files(data)
     if not files and (reason is not None or data.incremental is None or data.incremental.gone == "error"):
         events_of(data)  # says why there are none
     if reason is not None:
@@ -172,13 +172,18 @@ def _adds(data: DataConfig, console: Console) -> bool:
 def _events(config: ExperimentConfig, spool: Path) -> tuple[pl.LazyFrame, Unreadable]:
     """The events, and what of the source's files cannot be read."""
     data = config.data
-    files = input_files([Path(file) for file in _files_of(data)]) if data.source is not None else []
+    files = _source_files(data)
     if files and (data.quality.mode == "quarantine" or data.quality.now == "file"):
         return gather(files, _opener(data), FeaturePipeline(config.spec), data.quality, spool)
     events = events_of(data)
     for file in files:
         require_records(file.path)
     return events, READ
+
+
+def _source_files(data: DataConfig) -> list[InputFile]:
+    """The local files of a source; none of a recipe."""
+    return input_files([Path(file) for file in _files_of(data)]) if data.source is not None else []
 
 
 def _opener(data: DataConfig) -> Open:

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
-from features.inputs import gather, input_files
+from features.input_files import gather, input_files
 from features.pipeline import FeaturePipeline
 from features.quality import QualityConfig
 from features.sources import scan

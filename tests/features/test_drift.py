@@ -7,7 +7,7 @@ import pytest
 from features.drift import DriftConfig, Profile, compare, profile_of
 from features.errors import ArtifactError
 from features.incremental import IncrementalConfig, update_store
-from features.inputs import input_files
+from features.input_files import input_files
 from features.quality import QualityConfig
 from features.sources import scan
 from features.spec import FeatureSpec

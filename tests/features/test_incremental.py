@@ -13,7 +13,7 @@ import pytest
 from features.errors import ArtifactError, ConfigError, DataError
 from features.folders import workshop
 from features.incremental import IncrementalConfig, update_store
-from features.inputs import input_files
+from features.input_files import input_files
 from features.pipeline import FeaturePipeline
 from features.quality import QualityConfig
 from features.sources import scan

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from features.errors import ConfigError, DataError
-from features.inputs import gather, input_files
+from features.input_files import gather, input_files
 from features.pipeline import FeaturePipeline
 from features.quality import QualityConfig
 from features.records import open_records, require_records
