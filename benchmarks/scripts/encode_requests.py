@@ -27,14 +27,16 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Encode rows of the Criteo sample.
 
     Args:
-        request: raw (the folder with train.txt), calls (of one row; a twentieth as many of many candidates).
+        request: raw (a folder with train.txt, or None for the sample), calls (of one row; a twentieth as many of many
+            candidates).
 
     Returns:
         Median seconds, and median processor seconds, of one row and of the candidates; whether the user's fields
         were given once.
     """
     torch.set_num_threads(1)
-    events = RECIPES["criteo"].load(Path(request["raw"])).head(20 * CANDIDATES).collect()
+    folder = Path(request["raw"]) if request["raw"] else None
+    events = RECIPES["criteo"].load(folder).head(20 * CANDIDATES).collect()
     pipeline = FeaturePipeline(spec()).fit(events)
     rows = events.select(*INTEGERS, *CATEGORIES).rows(named=True)
     user = {name: rows[0][name] for name in USER}

@@ -20,7 +20,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Prepare the three files and iterate over what came out.
 
     Args:
-        request: raw (folder of train.csv, valid.csv and test.csv, with tabs), out (a folder), batch_size, epochs.
+        request: raw (folder of train.csv, valid.csv and test.csv, with tabs), out (a folder), batch_size, epochs of
+            the loader.
 
     Returns:
         rows and seconds of the preparation; by order, rows and seconds of every epoch of the loader; versions.
