@@ -44,6 +44,23 @@ DEEPCTR_TORCH = Peer(
     script="deepctr_torch_dcn.py",
 )
 
+FUXICTR = Peer(
+    name="fuxictr",
+    # Its reader passes an argument that Polars 2 no longer takes: the last 1.x is the newest that it works with.
+    requirements=(
+        "torch==2.13.0",
+        "fuxictr==2.3.10",
+        "h5py==3.16.0",
+        "numpy==2.4.6",
+        "pandas==3.1.1",
+        "polars==1.44.2",
+        "pyarrow==26.0.1",
+        "ray[data]==2.60.0",
+        "scikit-learn==1.9.1",
+    ),
+    script="fuxictr_data.py",
+)
+
 
 def cache_folder() -> Path:
     """Where the environments are: RECSYS_PEERS, or a folder of the user's cache."""

@@ -35,6 +35,8 @@ def test_a_failed_installation_leaves_nothing(cache: Path) -> None:
     assert not (cache / "empty").exists()
 
 
-def test_the_peer_is_pinned() -> None:
-    assert all("==" in requirement for requirement in peers.DEEPCTR_TORCH.requirements)
-    assert "torch==2.13.0" in peers.DEEPCTR_TORCH.requirements
+@pytest.mark.parametrize("peer", [peers.DEEPCTR_TORCH, peers.FUXICTR], ids=lambda peer: peer.name)
+def test_every_peer_is_pinned(peer: peers.Peer) -> None:
+    assert all("==" in requirement for requirement in peer.requirements)
+    assert "torch==2.13.0" in peer.requirements
+    assert (peers.SCRIPTS / peer.script).is_file()

@@ -1,11 +1,15 @@
 """The loader: every row once, in an order that seed and epoch decide, from any position, over any ranks."""
 
+import shutil
+import threading
+
 import pytest
 import torch
 
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError
 from features.loader import Loader
+from features.store import Store
 
 
 def weights(batches):
@@ -139,6 +143,7 @@ def test_types(store):
     [
         ({"batch_size": 0}, "batch size"),
         ({"batch_size": 8, "rank": 2, "world_size": 2}, "rank"),
+        ({"batch_size": 8, "prefetch": -1}, "prefetch"),
         ({"batch_size": 5000, "drop_last": True}, "too few rows"),
     ],
 )
@@ -150,3 +155,40 @@ def test_sizes_that_make_no_sense(store, arguments, message):
 def test_a_position_outside_is_refused(store):
     with pytest.raises(ArtifactError, match="position"):
         Loader(store, "train", 64).load_state_dict({"epoch": 0, "batch": 10_000})
+
+
+@pytest.mark.parametrize("depth", [1, 3, 50])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_prefetch_changes_no_batch_and_no_position(store, depth, seed):
+    ahead = Loader(store, "train", 100, shuffle_seed=seed, prefetch=depth)
+    plain = Loader(store, "train", 100, shuffle_seed=seed)
+    for a, b in zip(ahead, plain, strict=True):
+        assert a.equal(b)
+        assert ahead.state_dict() == plain.state_dict()
+
+
+def test_prefetch_stops_with_its_caller(store):
+    loader = Loader(store, "train", 100, prefetch=2)
+    threads = threading.active_count()
+    batches = iter(loader)
+    next(batches)
+    assert loader.state_dict() == {"epoch": 0, "batch": 1}
+    batches.close()
+    assert threading.active_count() == threads
+    assert len(list(loader)) == len(loader) - 1
+
+
+def test_an_error_while_prefetching_comes_in_its_turn(store, tmp_path):
+    copy = shutil.copytree(store.folder, tmp_path / "copy")
+    loader = Loader(Store.open(copy), "train", 230, prefetch=1)
+    (copy / "train" / "part-00002.arrow").unlink()
+    batches = iter(loader)
+    assert [len(next(batches)), len(next(batches))] == [230, 230]
+    with pytest.raises(ArtifactError, match="part-00002"):
+        next(batches)
+
+
+def test_pinning_without_a_gpu_changes_nothing(store):
+    pinned = next(iter(Loader(store, "train", 100, pin_memory=True)))
+    assert pinned.equal(next(iter(Loader(store, "train", 100))))
+    assert pinned.ids.is_pinned() == torch.cuda.is_available()
