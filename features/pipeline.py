@@ -16,7 +16,7 @@ from features.files import read_json, read_table, write_json, write_table
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.frames import first_line, iterate, require_column, schema_of
 from features.layout import Layout
-from features.ops.base import FittedOperator, Operator, Problem
+from features.ops.base import FittedOperator, Operator, Problem, Schema
 from features.ops.bucket import Bucket
 from features.ops.cross import Cross
 from features.ops.cyclic import Cyclic
@@ -190,6 +190,17 @@ class FeaturePipeline:
         """
         lazy = frame.lazy()
         return self._derived.apply(lazy, schema_of(lazy)) if self._derived.inputs else lazy
+
+    def input_problems(self, schema: Schema) -> list[Problem]:
+        """Returns the tests for values of the derived columns' inputs that cannot be read as the training rows were.
+
+        Raises:
+            DataError: An input is missing.
+        """
+        for column in self._derived.inputs:
+            require_column(column, schema, role="derive")
+        # Before the pipeline is fitted every input is read as what it is.
+        return self._derived.problems(schema) if self._derived.kinds else []
 
     def encode_frame(self, frame: pl.LazyFrame | pl.DataFrame, *, labels: bool = False) -> Batch:
         """Encodes all rows of a frame that fits into memory, by way of `transform`.

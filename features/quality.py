@@ -152,15 +152,18 @@ def check(
 def problems_of(pipeline: FeaturePipeline, schema: pl.Schema) -> list[Problem]:
     """Returns the tests for values that the operators, or columns that are no features, cannot take.
 
+    Of derived columns the inputs are looked at; what an expression makes of them is an error when it is encoded.
+
     Raises:
         DataError: A column is missing or of a type that no value of it can be taken.
     """
-    problems = []
+    problems = pipeline.input_problems(schema)
     sides = [(role, item) for role, items in pipeline._side_operators().items() for item in items]
     for role, operator in [*((None, item) for item in pipeline._operators.values()), *sides]:
-        if isinstance(operator, Operator):
-            require_column(operator.column, schema, role=role)
-            problems += operator.problems(schema[operator.column])
+        if isinstance(operator, Operator) and not set(operator.columns) & set(pipeline.spec.derive):
+            for column in operator.columns:
+                require_column(column, schema, role=role)
+            problems += operator.problems(schema)
     return problems
 
 

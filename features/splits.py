@@ -247,7 +247,7 @@ def split_problems(split: Split, spec: FeatureSpec, schema: pl.Schema) -> list[P
     if not (isinstance(split, TimeSplit) and split.by_row):
         return []
     time = _moments_column(split, spec, schema)
-    return EventTime(time, spec.time_unit).problems(schema[time])
+    return EventTime(time, spec.time_unit).problems(schema)
 
 
 def drop_reason(split: Split) -> str:

@@ -341,7 +341,7 @@ def _difference(prepared: FeatureSpec, wanted: FeatureSpec) -> str:
         "removed": [name for name in old if name not in new],
         "changed": [name for name in new if name in old and new[name] != old[name]],
     }
-    roles = ("labels", "weight", "group", "time", "time_unit", "reference")
+    roles = ("derive", "labels", "weight", "group", "time", "time_unit", "reference")
     parts["changed"] += [role for role in roles if getattr(prepared, role) != getattr(wanted, role)]
     named = [f"{title} {list_names(names)}" for title, names in parts.items() if names]
     return "; ".join(named) or "the order of the features"
