@@ -25,7 +25,7 @@ from features.drift import Profile, compare, profile_of, schema_drift
 from features.errors import ArtifactError, ConfigError, DataError, list_names
 from features.files import read_json, write_json
 from features.folders import kept_aside, link, remove_leftovers, spool_beside, whole_or_nothing, workshop
-from features.frames import SPLIT_COLUMN
+from features.frames import SPLIT_COLUMN, first_line
 from features.input_files import ADDED_COLUMNS, InputFile, Reading, read_file, unreadable_of
 from features.pipeline import FeaturePipeline
 from features.quality import STRICT, Checked, QualityConfig, check, check_share, write_quarantine
@@ -464,7 +464,12 @@ def _finished(folder: Path) -> Iterator[Path]:
 
 
 def _all_keys(paths: Sequence[Path]) -> np.ndarray:
-    parts = [np.load(path) for path in paths]
+    try:
+        parts = [np.load(path) for path in paths]
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            "keys cannot be read", field=str(paths[0].parent), found=first_line(error), mend=_ANEW
+        ) from error
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.uint64)
 
 

@@ -137,6 +137,24 @@ def test_changed_and_missing_files(logs, tmp_path):
     assert update(logs, tmp_path / "s", anew=True).manifest["rows_read"] == 100
 
 
+def test_what_is_finished_is_not_done_again(logs, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(rows):
+        if rows >= 100:
+            raise Stop
+
+    with pytest.raises(Stop):
+        update(logs, tmp_path / "s", progress=stop)
+    assert not (tmp_path / "s").exists()
+    finished = {path.stat().st_ino for path in (tmp_path / ".s.work").rglob("*.arrow")}
+    store = update(logs, tmp_path / "s")
+    assert finished
+    assert finished <= {path.stat().st_ino for path in store.folder.rglob("*.arrow")}
+    assert content(store.folder) == content(update(logs, tmp_path / "undisturbed").folder)
+
+
 def test_a_file_that_grows_while_it_is_read(logs, tmp_path):
     def grow(_):
         with (logs / "day-2.csv").open("a") as file:
@@ -208,7 +226,13 @@ def test_quarantine_and_keys_across_files(logs, tmp_path):
     assert second.rows("train") == first.rows("train")
     assert second.manifest["quarantined"] == {"too few fields": 1, "user, at: key of an earlier row": 50}
     assert [file["file"] for file in second.manifest["quarantined_files"]] == ["noise.csv"]
+    keys = next((second.folder / "keys").iterdir())
+    whole = keys.read_bytes()
     write(logs, "noise.csv", day=9)
+    keys.write_bytes(whole[:90])
+    with pytest.raises(ArtifactError, match=r"keys cannot be read.*--rebuild"):
+        update(logs, tmp_path / "s", quality=open_quality)
+    keys.write_bytes(whole)
     third = update(logs, tmp_path / "s", quality=open_quality)
     assert third.manifest["quarantined_files"] == []
     assert third.manifest["rows_read"] == 251
