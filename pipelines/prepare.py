@@ -173,7 +173,7 @@ def _adds(data: DataConfig, console: Console) -> bool:
         return False
     if data.source is None:
         raise ConfigError("a recipe has no files to add", field="data.incremental", mend="leave it out")
-    if find_inputs(data.source).local_files is None:
+    if _local_names(data) is None:
         raise ConfigError(
             "files of a Delta table or behind a URL are not added one by one",
             field="data.incremental",
@@ -205,13 +205,18 @@ def _opener(config: ExperimentConfig) -> Open:
     return lambda path: events_of(config.data.model_copy(update={"source": str(path)}), config.spec)
 
 
-def _local_files(data: DataConfig) -> list[InputFile]:
-    """The source's files if they can be looked at one by one."""
+def _local_names(data: DataConfig) -> tuple[str, ...] | None:
+    """The source's files; None if they cannot be looked at one by one."""
+    if data.source is None:
+        return None
     try:
-        names = find_inputs(data.source).local_files if data.source is not None else None
+        return find_inputs(data.source).local_files
     except DataError:  # there are none; whoever opens the source says so
-        names = None
-    return input_files([Path(name) for name in names or ()])
+        return ()
+
+
+def _local_files(data: DataConfig) -> list[InputFile]:
+    return input_files([Path(name) for name in _local_names(data) or ()])
 
 
 def _count_unmatched(config: ExperimentConfig) -> dict[str, int]:

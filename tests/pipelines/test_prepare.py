@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.errors import ArtifactError, DataError
+from features.errors import ArtifactError, ConfigError, DataError
 from features.store import build_store
 from pipelines.config import ExperimentConfig, config_from
 from pipelines.console import Console
@@ -112,6 +112,40 @@ def test_new_files_are_added_and_a_changed_one_asks_for_rebuild(config: Experime
     with pytest.raises(DataError, match="changed after they were read"):
         prepare(config, console)
     assert sum(prepare(config, console, rebuild=True)["rows"].values()) == 120
+
+
+def test_files_that_were_read_may_go(config: ExperimentConfig) -> None:
+    config, raw, console = (
+        added(config, incremental={"gone": "keep"}),
+        Path(config.data.source or ""),
+        Console(quiet=True),
+    )
+    prepare(config, console)
+    raw.unlink()
+    assert prepare(config, console)["reused"]
+    FRAME.head(100).write_parquet(raw.with_name("events-2.parquet"))
+    assert sum(prepare(config, console)["rows"].values()) == 400
+
+
+def test_a_table_of_another_kind_is_not_added_to(config: ExperimentConfig, tmp_path: Path) -> None:
+    FRAME.write_delta(tmp_path / "delta")
+    whole = config_from(config.to_json(), [f"data.source={tmp_path / 'delta'}"])
+    assert sum(prepare(whole, Console(quiet=True))["rows"].values()) == 300
+    with pytest.raises(ConfigError, match="Delta table"):
+        prepare(config_from(whole.to_json(), ["data.incremental={}"]), Console(quiet=True))
+
+
+def test_events_without_a_side_row_are_counted(
+    config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pl.DataFrame({"user": ["u0", "u3", "u99"], "plan": ["paid", "free", "paid"]}).write_parquet(
+        tmp_path / "users.parquet"
+    )
+    joined = config_from(config.to_json(), [f"data.join=[{{source: {tmp_path / 'users.parquet'}, 'on': user}}]"])
+    prepare(joined, Console())
+    count = FRAME.filter(~pl.col("user").is_in(["u0", "u3"])).height
+    assert open_store(joined).manifest["source"]["unmatched"] == {str(tmp_path / "users.parquet"): count}
+    assert f"{count} events have no row in the side table" in capsys.readouterr().out
 
 
 def test_a_split_that_moves_rows_prepares_everything_anew(config: ExperimentConfig) -> None:
