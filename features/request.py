@@ -13,7 +13,7 @@ from features.derived import Derived
 from features.errors import DataError
 from features.frames import require_column
 from features.layout import Layout
-from features.ops.base import Encoder, Kind, Operator
+from features.ops.base import ColumnEncoder, Kind, Operator
 from features.ops.cross import Cross
 
 Row = Mapping[str, Any]
@@ -131,11 +131,11 @@ class _Columns:
             require_column(name, {**self._shared, **lacking})
             raise
 
-    def encoded(self, encode: Encoder, names: tuple[str, ...]) -> list[Any]:
+    def encoded(self, encode: ColumnEncoder, names: tuple[str, ...]) -> list[Any]:
         """[count] codes, or one."""
         if len(names) == 1:
-            return list(map(encode, self.values(names[0])))
-        return list(map(encode, *self.level([self.values(name) for name in names])))
+            return encode(self.values(names[0]))
+        return encode(*self.level([self.values(name) for name in names]))
 
     def level(self, lists: Sequence[list[Any]]) -> Sequence[list[Any]]:
         """Returns the lists at one length: that of the longest."""
@@ -144,13 +144,13 @@ class _Columns:
         return [values if len(values) == self.count else values * self.count for values in lists]
 
 
-def _bound(operator: Operator) -> tuple[Encoder, tuple[str, ...]]:
-    return operator.encoder(), operator.columns
+def _bound(operator: Operator) -> tuple[ColumnEncoder, tuple[str, ...]]:
+    return operator.column_encoder(), operator.columns
 
 
-def _slices(operators: Sequence[Operator], kind: Kind) -> list[tuple[Any, Encoder, tuple[str, ...]]]:
+def _slices(operators: Sequence[Operator], kind: Kind) -> list[tuple[Any, ColumnEncoder, tuple[str, ...]]]:
     """The place of each operator's floats in a row: a number where it has one, else a slice."""
-    found: list[tuple[Any, Encoder, tuple[str, ...]]] = []
+    found: list[tuple[Any, ColumnEncoder, tuple[str, ...]]] = []
     start = 0
     for item in operators:
         if item.kind == kind:
@@ -160,7 +160,7 @@ def _slices(operators: Sequence[Operator], kind: Kind) -> list[tuple[Any, Encode
     return found
 
 
-def _filled(columns: _Columns, slices: list[tuple[Any, Encoder, tuple[str, ...]]], width: int) -> torch.Tensor:
+def _filled(columns: _Columns, slices: list[tuple[Any, ColumnEncoder, tuple[str, ...]]], width: int) -> torch.Tensor:
     table = np.empty((columns.count, width), dtype=np.float32)
     for place, encode, names in slices if columns.count else ():
         table[:, place] = columns.encoded(encode, names)

@@ -15,6 +15,7 @@ import polars as pl
 from features.errors import DataError
 
 Encoder = Callable[..., Any]
+ColumnEncoder = Callable[..., list[Any]]
 Schema = Mapping[str, pl.DataType]
 Kind = Literal["id", "bag", "number", "vector"]
 
@@ -98,6 +99,11 @@ class Operator:
         content it cannot take.
         """
         raise NotImplementedError
+
+    def column_encoder(self) -> ColumnEncoder:
+        """Returns a function from equally long lists of values of `columns` to what `encoder` gives for each row."""
+        encode = self.encoder()
+        return lambda *lists: list(map(encode, *lists))
 
 
 class FittedOperator(Operator):

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
+from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr, fingerprints
 from features.ops.base import Problem, plain, wrong_dtype
 from features.ops.text import FALSE, TRUE, is_text, whole_expr, whole_of
 from features.spec import IdDtype
 
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+_MANY = 10
+"""From so many values on it pays to hash them together."""
+_TEXT_OR_NULL = {str, type(None)}
 
 _EXPECTED = {
     "string": "text, integers or booleans",
@@ -91,6 +94,23 @@ def hash_encoder(declared: IdDtype, column: str) -> Callable[[Any], int]:
         return encode(value)
 
     return encode_string if declared == "string" else encode
+
+
+def hash_column_encoder(declared: IdDtype, column: str) -> Callable[[list[Any]], list[int]]:
+    """`hash_encoder` for many values at once."""
+    encode = hash_encoder(declared, column)
+
+    def encode_all(values: list[Any]) -> list[int]:
+        if declared == "string" and len(values) >= _MANY and set(map(type, values)) <= _TEXT_OR_NULL:
+            try:
+                codes = fingerprints([value or "" for value in values])
+            except UnicodeEncodeError:
+                pass  # said below, with the value
+            else:
+                return [NULL_FINGERPRINT if value is None else code for value, code in zip(values, codes, strict=True)]
+        return list(map(encode, values))
+
+    return encode_all
 
 
 def _string_of(value: Any) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from features.ops.base import Encoder, Operator, Problem, Schema
-from features.ops.cast import hash_encoder, hash_expr
+from features.ops.base import ColumnEncoder, Encoder, Operator, Problem, Schema
+from features.ops.cast import hash_column_encoder, hash_encoder, hash_expr
 from features.spec import IdDtype
 
 
@@ -26,3 +26,7 @@ class Id(Operator):
     def encoder(self) -> Encoder:
         """Value -> int."""
         return hash_encoder(self.dtype, self.column)
+
+    def column_encoder(self) -> ColumnEncoder:
+        """Values -> ints; texts are hashed together."""
+        return hash_column_encoder(self.dtype, self.column)

@@ -1,10 +1,13 @@
 """Fingerprints are golden: if one of these values changes, FINGERPRINT_VERSION must be raised."""
 
+from collections.abc import Callable
+
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.errors import DataError
 from features.fingerprint import (
     FINGERPRINT_VERSION,
     NULL_FINGERPRINT,
@@ -13,6 +16,7 @@ from features.fingerprint import (
     fingerprint,
     fingerprint_expr,
 )
+from features.ops.cast import hash_column_encoder, hash_encoder
 
 GOLDEN = {
     "": -1205034819632174695,
@@ -76,3 +80,25 @@ def test_polars_and_python_agree_on_crosses(rows):
 @given(INT64, INT64)
 def test_order_of_a_cross_matters(a, b):
     assert (cross_fingerprints([a, b]) == cross_fingerprints([b, a])) == (a == b)
+
+
+@given(
+    declared=st.sampled_from(["string", "integer", "boolean"]),
+    values=st.lists(st.none() | st.text() | st.integers() | st.booleans(), max_size=30)
+    | st.lists(st.none() | st.text(st.characters()), min_size=10, max_size=30),
+)
+def test_many_values_have_the_codes_that_each_has_alone(declared, values):
+    one, many = hash_encoder(declared, "x"), hash_column_encoder(declared, "x")
+
+    def outcome(encode: Callable[[], list[int]]) -> list[int] | str:
+        try:
+            return encode()
+        except DataError as error:
+            return str(error)
+
+    assert outcome(lambda: many(values)) == outcome(lambda: [one(value) for value in values])
+
+
+def test_a_text_that_utf8_cannot_write_is_named_among_many():
+    with pytest.raises(DataError, match="x: not a text"):
+        hash_column_encoder("string", "x")(["good"] * 20 + ["\ud800"])
