@@ -79,6 +79,7 @@ def link(source: Path, target: Path) -> None:
 def spool_beside(folder: Path) -> Iterator[Path]:
     """Gives a folder beside `folder` for copies that nobody needs afterwards."""
     spool = folder.with_name(f".{folder.name}.{os.getpid()}.spool")
+    shutil.rmtree(spool, ignore_errors=True)  # of a killed process of this number
     try:
         yield spool
     finally:
@@ -126,7 +127,10 @@ def remove_leftovers(folder: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(folder.name)}\.([0-9]+)\.(partial|old|spool)")
     for path in folder.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match is None or (int(match[1]) != os.getpid() and _runs(int(match[1]))):
+        if match is None:
+            continue
+        own = int(match[1]) == os.getpid()
+        if (own and match[2] == "spool") or (not own and _runs(int(match[1]))):
             continue
         if match[2] == "old":
             _put_back(path, folder)
