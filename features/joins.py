@@ -88,64 +88,70 @@ class JoinConfig(Strict):
         return name
 
 
-def join_sources(
-    events: pl.LazyFrame,
-    joins: Sequence[JoinConfig],
-    *,
-    time: str | None = None,
-    time_unit: TimeUnit = "us",
-    storage_options: Options | None = None,
-) -> pl.LazyFrame:
-    """Adds the columns of the side tables to the events, one table after the other.
-
-    Without `time` the one side row of the key. With it the last row of the key whose time is at or before the
-    event's; two rows of one key and time are an error, so that the order of the side table never counts. An event
-    without such a row, without a key or without a time has nulls. The side tables are read now, the events are not.
+class SideTables:
+    """Side tables in memory, read once for any number of event logs.
 
     Args:
-        events: One row an event.
-        joins: The side tables.
+        joins: The side tables, in the order in which they are joined.
         time: The events' time column, for joins that name none.
         time_unit: What one step of an integer time is.
         storage_options: Settings of the object store, for side tables with a URL.
 
     Raises:
-        ConfigError: An as-of join has no time of the event.
-        DataError: A column is missing, is there already or has a wrong type, a key is there twice, or a table cannot
-            be read.
+        DataError: A column is missing, or a table cannot be read.
     """
-    for join in joins:
-        side = _Side.read(join, time_unit, storage_options)
-        events = side.join_to(events, time, time_unit)
-    return events
 
+    def __init__(
+        self,
+        joins: Sequence[JoinConfig],
+        *,
+        time: str | None = None,
+        time_unit: TimeUnit = "us",
+        storage_options: Options | None = None,
+    ) -> None:
+        self._time, self._unit = time, time_unit
+        self._sides = [_Side.read(join, time_unit, storage_options) for join in joins]
 
-def count_unmatched(
-    events: pl.LazyFrame,
-    joins: Sequence[JoinConfig],
-    *,
-    time: str | None = None,
-    time_unit: TimeUnit = "us",
-    storage_options: Options | None = None,
-) -> dict[str, int]:
-    """Counts the events for which each side table has no row, by its source. One streaming pass over keys and times.
+    def join_to(self, events: pl.LazyFrame) -> pl.LazyFrame:
+        """Adds the columns of the side tables to the events, one table after the other.
 
-    Args and errors are those of `join_sources`; also DataError if the events cannot be read.
-    """
-    marks = []
-    for number, join in enumerate(joins):
-        side = _Side.read(join, time_unit, storage_options)
-        marks.append(f"__join_mark_{number}__")
-        side.values = side.values.with_columns(pl.lit(True).alias(marks[-1]))
-        events = side.join_to(events, time, time_unit)
-    try:
-        counts = events.select(pl.col(mark).null_count() for mark in marks).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError("data cannot be read", found=first_line(error), mend="check the input files") from error
-    unmatched: dict[str, int] = {}
-    for join, mark in zip(joins, marks, strict=True):
-        unmatched[join.source] = unmatched.get(join.source, 0) + int(counts[mark][0])
-    return unmatched
+        Without `time` the one side row of the key. With it the last row of the key whose time is at or before the
+        event's; two rows of one key and time are an error, so that the order of the side table never counts. An event
+        without such a row, without a key or without a time has nulls. Nothing of the events is read yet.
+
+        Args:
+            events: One row an event.
+
+        Raises:
+            ConfigError: An as-of join has no time of the event.
+            DataError: A column is missing, is there already or has a wrong type, or a key is there twice.
+        """
+        for side in self._sides:
+            events = side.join_to(events, self._time, self._unit)
+        return events
+
+    def count_unmatched(self, joined: pl.LazyFrame) -> dict[str, int]:
+        """Counts the events for which each side table has no row, by its source.
+
+        One streaming pass over keys and times.
+
+        Args:
+            joined: What `join_to` returned, or rows of it.
+
+        Raises:
+            DataError: The events cannot be read.
+        """
+        marks = [f"__join_mark_{number}__" for number in range(len(self._sides))]
+        for side, mark in zip(self._sides, marks, strict=True):
+            joined = side.marked(mark).join_to(joined, self._time, self._unit)
+        try:
+            counts = joined.select(pl.col(mark).null_count() for mark in marks).collect(engine="streaming")
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError("data cannot be read", found=first_line(error), mend="check the input files") from error
+        unmatched: dict[str, int] = {}
+        for side, mark in zip(self._sides, marks, strict=True):
+            unmatched[side.join.source] = unmatched.get(side.join.source, 0) + int(counts[mark][0])
+        return unmatched
 
 
 @dataclasses.dataclass
@@ -158,6 +164,7 @@ class _Side:
         values: The columns to take under their new names, R rows.
         time: The column of the time, R rows; None for a join by key alone.
         unit: What one step of an integer time is.
+        made: What is looked up in, by the types of the events' columns: made once for all logs of these types.
     """
 
     join: JoinConfig
@@ -165,6 +172,7 @@ class _Side:
     values: pl.DataFrame
     time: pl.Series | None
     unit: TimeUnit
+    made: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def read(join: JoinConfig, unit: TimeUnit, storage_options: Options | None) -> _Side:
@@ -194,6 +202,11 @@ class _Side:
         values = rows.select(pl.col(name).alias(join.prefix + name) for name in taken)
         return _Side(join, rows.select(keys), values, rows[join.time] if join.time else None, unit)
 
+    def marked(self, mark: str) -> _Side:
+        """The table with a column of truths in place of its own."""
+        values = pl.DataFrame({mark: pl.repeat(True, self.keys.height, eager=True)})
+        return dataclasses.replace(self, values=values, made={})
+
     def join_to(self, events: pl.LazyFrame, spec_time: str | None, event_unit: TimeUnit) -> pl.LazyFrame:
         """Adds the columns to the events; nothing of them is read yet."""
         schema = schema_of(events)
@@ -206,22 +219,20 @@ class _Side:
                 )
         left, right = self._common_keys(schema)
         names = [f"__join_key_{number}__" for number in range(len(left))]
-        keys = self.keys.select(key.alias(name) for key, name in zip(right, names, strict=True))
+        types: tuple[Any, ...] = tuple(schema[key] for key in self.join.keys)
         if self.time is None:
-            _check_once(keys, self.join)
-            return _left_join(events, left, keys.hstack(self.values), names)
+            if types not in self.made:
+                keys = self._keys(right, names)
+                _check_once(keys, self.join)
+                self.made[types] = keys.hstack(self.values)
+            return _left_join(events, left, self.made[types], names)
         column = self.join.time_of_event(spec_time)
         require_column(column, schema, role="time of the event")
-        event_time, side_time, second = self._times(column, schema[column], event_unit)
-        order = keys.with_columns(side_time.alias(_TIME)).with_row_index("row").sort([*names, _TIME])
-        _check_once(order.select(*names, _TIME), self.join)
-        groups = order.group_by(names, maintain_order=True).len().with_row_index(_CODE)
-        codes = np.repeat(np.arange(groups.height), groups["len"].to_numpy())
-        values = self.values[order["row"]]
-        most = None
-        if self.join.max_age:
-            most = int(self.join.max_age[:-1]) * _SECONDS[self.join.max_age[-1]] * second
-        history = _History(codes, order[_TIME], most)
+        types = (*types, column, schema[column])
+        if types not in self.made:
+            event_time, side_time, second = self._times(column, schema[column], event_unit)
+            self.made[types] = event_time, *self._history(self._keys(right, names), side_time, second)
+        event_time, groups, values, history = self.made[types]
 
         def look_up(asked: pl.Series) -> pl.Series:
             rows = history.last(asked.struct.field(_CODE), asked.struct.field(_TIME))
@@ -229,8 +240,25 @@ class _Side:
 
         asked = pl.struct(pl.col(_CODE).cast(pl.Int64), event_time.alias(_TIME))
         found = asked.map_batches(look_up, return_dtype=pl.Struct(values.schema), is_elementwise=True)
-        coded = _left_join(events, left, groups.drop("len"), names)
+        coded = _left_join(events, left, groups, names)
         return coded.with_columns(found.alias(_SIDE)).drop(_CODE).unnest(_SIDE)
+
+    def _keys(self, right: list[pl.Expr], names: list[str]) -> pl.DataFrame:
+        return self.keys.select(key.alias(name) for key, name in zip(right, names, strict=True))
+
+    def _history(
+        self, keys: pl.DataFrame, side_time: pl.Series, second: int
+    ) -> tuple[pl.DataFrame, pl.DataFrame, _History]:
+        """The keys with their numbers, and the values and times of each in their order."""
+        names = keys.columns
+        order = keys.with_columns(side_time.alias(_TIME)).with_row_index("row").sort([*names, _TIME])
+        _check_once(order.select(*names, _TIME), self.join)
+        groups = order.group_by(names, maintain_order=True).len().with_row_index(_CODE)
+        codes = np.repeat(np.arange(groups.height), groups["len"].to_numpy())
+        most = None
+        if self.join.max_age:
+            most = int(self.join.max_age[:-1]) * _SECONDS[self.join.max_age[-1]] * second
+        return groups.drop("len"), self.values[order["row"]], _History(codes, order[_TIME], most)
 
     def _common_keys(self, schema: pl.Schema) -> tuple[list[pl.Expr], list[pl.Expr]]:
         """The keys of events and side table, cast to one type where they differ: whole numbers and text to text."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,14 @@ import polars as pl
 
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
 from features.folders import remove_leftovers, spool_beside
-from features.incremental import UPDATE, update_store
+from features.incremental import update_store
 from features.input_files import InputFile, gather, input_files
 from features.inputs import find_inputs, states
-from features.joins import count_unmatched, join_sources
+from features.joins import SideTables
 from features.pipeline import FeaturePipeline
 from features.recipes import RECIPES
 from features.records import Open, require_records
 from features.sources import scan
-from features.spec import FeatureSpec
 from features.store import QUARANTINE, Store, build_store
 from features.unreadable import READ, Unreadable
 from pipelines.config import DataConfig, ExperimentConfig
@@ -73,7 +74,8 @@ def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
     folder, data = config.store_folder, config.data
     console.note(f"data: preparing {folder} ({reason})")
     with console.progress("preparing", None) as task, spool_beside(folder) as spool:
-        events, unreadable = _events(config, spool)
+        sides = _side_tables(config)
+        events, unreadable = _events(config, sides, spool)
         store = build_store(
             events,
             config.spec,
@@ -84,7 +86,7 @@ def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
                 **_origin(data),
                 "files": _files_of(data),
                 "provenance": _provenance(data),
-                "unmatched": _count_unmatched(config),
+                "unmatched": _count_unmatched(data, sides, events),
             },
             quality=data.quality,
             unreadable=unreadable,
@@ -100,21 +102,22 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
     folder, data = config.store_folder, config.data
     before = None if reason is not None else len(Store.open(folder).manifest["batches"])
     files = _local_files(data)
-    if not files and (reason is not None or data.incremental is None or data.incremental.gone == "error"):
-        events_of(data, config.spec)  # says why there are none
+    assert data.incremental is not None
+    if not files and (reason is not None or data.incremental.gone == "error"):
+        events_of(data)  # says why there are none
     if reason is not None:
         console.note(f"data: preparing {folder} ({reason})")
     with console.progress("preparing", None) as task:
         store = update_store(
             files,
-            _opener(config),
+            _opener(data, functools.cache(lambda: _side_tables(config))),
             config.spec,
             data.split,
             folder,
             shard_rows=data.shard_rows,
             source={**_origin(data), "provenance": _provenance(data)},
             quality=data.quality,
-            incremental=data.incremental or UPDATE,
+            incremental=data.incremental,
             anew=reason is not None,
             progress=task.update,
         )
@@ -188,21 +191,26 @@ def _adds(data: DataConfig, console: Console) -> bool:
     return data.split.by_row
 
 
-def _events(config: ExperimentConfig, spool: Path) -> tuple[pl.LazyFrame, Unreadable]:
+def _events(config: ExperimentConfig, sides: SideTables, spool: Path) -> tuple[pl.LazyFrame, Unreadable]:
     """The events, and what of the source's files cannot be read."""
     data = config.data
     files = _local_files(data)
     if files and (data.quality.mode == "quarantine" or data.quality.now == "file"):
-        return gather(files, _opener(config), FeaturePipeline(config.spec), data.quality, spool)
-    events = events_of(data, config.spec)
+        return gather(files, _opener(data, lambda: sides), FeaturePipeline(config.spec), data.quality, spool)
+    events = events_of(data, sides)
     for file in files:
         require_records(file.path)
     return events, READ
 
 
-def _opener(config: ExperimentConfig) -> Open:
-    """Opens one file as the config opens its source."""
-    return lambda path: events_of(config.data.model_copy(update={"source": str(path)}), config.spec)
+def _opener(data: DataConfig, sides: Callable[[], SideTables]) -> Open:
+    """Opens one file as the config opens its source; the side tables are asked for when the first one is opened."""
+    return lambda path: events_of(data.model_copy(update={"source": str(path)}), sides())
+
+
+def _side_tables(config: ExperimentConfig) -> SideTables:
+    data, spec = config.data, config.spec
+    return SideTables(data.join, time=spec.time, time_unit=spec.time_unit, storage_options=data.resolved_options)
 
 
 def _local_names(data: DataConfig) -> tuple[str, ...] | None:
@@ -219,14 +227,14 @@ def _local_files(data: DataConfig) -> list[InputFile]:
     return input_files([Path(name) for name in _local_names(data) or ()])
 
 
-def _count_unmatched(config: ExperimentConfig) -> dict[str, int]:
+def _count_unmatched(data: DataConfig, sides: SideTables, events: pl.LazyFrame) -> dict[str, int]:
     """How many events have no row in each side table."""
-    data, spec = config.data, config.spec
     if not data.join:
         return {}
-    events = events_of(data.model_copy(update={"join": []}))
-    options: dict[str, Any] = {"time": spec.time, "time_unit": spec.time_unit}
-    return count_unmatched(events, data.join, storage_options=data.resolved_options, **options)
+    try:
+        return sides.count_unmatched(events)
+    except DataError:  # whoever encodes these events says which column it is
+        return {}
 
 
 def _say_left_out(data: DataConfig, console: Console) -> None:
@@ -257,24 +265,22 @@ def dropped_of(store: Store) -> dict[str, int]:
     return {**by_recipe, **store.manifest["dropped"]}
 
 
-def events_of(data: DataConfig, spec: FeatureSpec | None = None) -> pl.LazyFrame:
-    """The raw events of a config with the columns of its side tables.
+def events_of(data: DataConfig, sides: SideTables | None = None) -> pl.LazyFrame:
+    """The raw events of a config.
 
     Args:
         data: Where they come from.
-        spec: Names the events' time, for as-of joins that do not.
+        sides: Tables whose columns are added.
 
     Raises:
-        ConfigError: There is no such recipe, or it takes no such parameter; an as-of join has no time of the event.
+        ConfigError: There is no such recipe, or it takes no such parameter.
         DataError: The files are absent or damaged, or cannot be joined.
     """
-    options = data.resolved_options
     if data.source is not None:
-        events = scan(data.source, storage_options=options)
+        events = scan(data.source, storage_options=data.resolved_options)
     else:
         events = recipe_named(data.recipe or "").load(data.folder, **data.params)
-    time, unit = (spec.time, spec.time_unit) if spec else (None, None)
-    return join_sources(events, data.join, time=time, time_unit=unit or "us", storage_options=options)
+    return events if sides is None else sides.join_to(events)
 
 
 def recipe_named(name: str) -> Any:

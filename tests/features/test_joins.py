@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.errors import ConfigError, DataError
-from features.joins import JoinConfig, count_unmatched, join_sources
+from features.joins import JoinConfig, SideTables
 from features.validation import validate
 
 EVENTS = pl.DataFrame({"user": ["a", "b", "a", None, "z", "a"], "item": [1, 2, 1, 1, 1, 3], "t": [5, 5, 1, 5, 5, 9]})
@@ -29,7 +29,7 @@ def write(frame: pl.DataFrame, path: Path) -> Path:
 
 
 def joined(events: pl.DataFrame, *joins: JoinConfig, **more: Any) -> pl.DataFrame:
-    return join_sources(events.lazy(), joins, time="t", **more).collect(engine="streaming")
+    return SideTables(joins, time="t", **more).join_to(events.lazy()).collect(engine="streaming")
 
 
 def test_the_last_row_at_or_before_the_event(tmp_path):
@@ -57,12 +57,14 @@ def test_a_plain_join_keeps_rows_and_order(tmp_path):
     found = joined(EVENTS, *chain)
     assert found.select(EVENTS.columns).equals(EVENTS)
     assert found["country"].to_list() == [None] * 5 + ["NO"]
-    assert count_unmatched(EVENTS.lazy(), chain) == {str(items): 1, str(brands): 5}
+    sides = SideTables(chain)
+    assert sides.count_unmatched(sides.join_to(EVENTS.lazy())) == {str(items): 1, str(brands): 5}
 
 
 def test_unmatched_are_those_without_a_row_not_those_with_nulls(tmp_path):
     path = write(USERS.with_columns(age=None), tmp_path / "users.parquet")
-    assert count_unmatched(EVENTS.lazy(), [config(path, time="at")], time="t") == {str(path): 4}
+    sides = SideTables([config(path, time="at")], time="t")
+    assert sides.count_unmatched(sides.join_to(EVENTS.lazy())) == {str(path): 4}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
@@ -118,7 +120,7 @@ def test_many_batches_of_a_log_keep_their_order(tmp_path):
     log = pl.DataFrame({"user": pl.int_range(rows, eager=True) * 7919 % 1000, "t": pl.int_range(rows, eager=True)})
     side = pl.DataFrame({"user": range(1000), "at": range(1000), "since": range(1000)})
     path, source = write(side, tmp_path / "side.parquet"), write(log, tmp_path / "log.parquet")
-    frame = join_sources(pl.scan_parquet(source), [config(path, time="at")], time="t")
+    frame = SideTables([config(path, time="at")], time="t").join_to(pl.scan_parquet(source))
     found = frame.collect(engine="streaming")
     assert found.drop("since").equals(log)
     wanted = log.select(pl.when(pl.col("user") <= pl.col("t")).then("user").alias("since"))
@@ -208,7 +210,7 @@ def test_what_belongs_to_an_as_of_join(key):
 def test_an_as_of_join_needs_the_time_of_the_event(tmp_path):
     join = config(write(USERS, tmp_path / "users.parquet"), time="at")
     with pytest.raises(ConfigError, match="needs the time of the event"):
-        join_sources(EVENTS.lazy(), [join])
+        SideTables([join]).join_to(EVENTS.lazy())
     with pytest.raises(ConfigError, match="max_age"):
         config(Path("u.csv"), time="at", max_age="3 days")
     with pytest.raises(ConfigError, match="no key"):
@@ -217,6 +219,15 @@ def test_an_as_of_join_needs_the_time_of_the_event(tmp_path):
 
 def test_an_event_time_that_is_none(tmp_path):
     join = config(write(USERS, tmp_path / "users.parquet"), time="at")
-    frame = join_sources(EVENTS.with_columns(t=pl.lit("soon")).lazy(), [join], time="t")
+    frame = SideTables([join], time="t").join_to(EVENTS.with_columns(t=pl.lit("soon")).lazy())
     with pytest.raises(pl.exceptions.PolarsError, match="'t': text that is no time"):
         frame.collect()
+
+
+def test_one_table_serves_logs_of_several_types(tmp_path):
+    sides = SideTables([config(write(USERS, tmp_path / "users.parquet"), time="at")], time="t")
+    whole = sides.join_to(EVENTS.lazy()).collect()
+    texts = EVENTS.with_columns(pl.col("t").cast(pl.String))
+    again = sides.join_to(texts.lazy()).collect()
+    assert again.drop("t").equals(whole.drop("t"))
+    assert sides.join_to(EVENTS.head(2).lazy()).collect().equals(whole.head(2))

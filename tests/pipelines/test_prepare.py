@@ -173,3 +173,24 @@ def test_what_is_in_quarantine_is_told(config: ExperimentConfig) -> None:
     csv = config_from(config.to_json(), [f"data.source={raw.with_suffix('.csv')}"])
     with pytest.raises(DataError, match=r"events\.csv: too few fields \(in 1 line\)"):
         prepare(csv, console)
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "with a side table"])
+@pytest.mark.parametrize("adds", [False, True], ids=["at once", "file by file"])
+def test_a_bad_line_goes_into_quarantine(config: ExperimentConfig, tmp_path: Path, joined: bool, adds: bool) -> None:
+    lines = [f"{user},{click:d}" for user, click in FRAME.iter_rows()]
+    lines[50] = "u1"
+    raw = tmp_path / "events.csv"
+    raw.write_text("\n".join(["user,click", *lines, ""]))
+    pl.DataFrame({"user": ["u0", "u3"], "plan": ["paid", "free"]}).write_parquet(tmp_path / "users.parquet")
+    overrides = [f"data.source={raw}", "data.quality.mode=quarantine"]
+    overrides += [f"data.join=[{{source: {tmp_path / 'users.parquet'}, 'on': user}}]"] if joined else []
+    changed = config_from(config.to_json(), [*overrides, *(["data.incremental={}"] if adds else [])])
+    done = prepare(changed, Console(quiet=True))
+    assert done["quarantined"] == {"too few fields": 1}
+    assert sum(done["rows"].values()) == 299
+    if joined and not adds:
+        good = FRAME.with_row_index().filter(pl.col("index") != 50)
+        count = good.filter(~pl.col("user").is_in(["u0", "u3"])).height
+        assert open_store(changed).manifest["source"]["unmatched"] == {str(tmp_path / "users.parquet"): count}
+    assert {path.name for path in changed.store_folder.parent.iterdir()} == {"data"}
