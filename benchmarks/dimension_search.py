@@ -271,6 +271,19 @@ def measure(settings: Settings) -> Outcome:
             "against": {other: d.to_json() for other, d in differences[name].items()},
             "allocations": searched.allocations,
         }
+    if savings:
+        bars += _counts(savings, differences)
+    if PLANTED in parts:
+        planted, figures[PLANTED] = _find_planted(settings)
+        bars += planted
+    return Outcome(bars, figures)
+
+
+def _counts(
+    savings: Sequence[Mapping[str, Mapping[str, Any]]], differences: Mapping[str, Mapping[str, Difference]]
+) -> list[Bar]:
+    """The bars that count data sets."""
+    bars = []
     for other in (UNIFORM, "random", STATISTICS, MAGNITUDE):
         ahead = sum(own[other].low > 0 for own in differences.values())
         behind = sum(own[other].high < 0 for own in differences.values())
@@ -280,13 +293,8 @@ def measure(settings: Settings) -> Outcome:
     for saving in savings:
         shares = (saving["of_uniform"]["lookups"], saving["of_uniform"]["parameters"])
         small += all(share is not None and share <= 0.6 for share in shares)
-    bars.append(
-        Bar("data sets with at most 60 % of the best uniform allocation's lookups and parameters", small, ">=", 2)
-    )
-    if PLANTED in parts:
-        planted, figures[PLANTED] = _find_planted(settings)
-        bars += planted
-    return Outcome(bars, figures)
+    title = "data sets with at most 60 % of the best uniform allocation's lookups and parameters"
+    return [*bars, Bar(title, small, ">=", 2)]
 
 
 class _Workshop:

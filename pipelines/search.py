@@ -113,7 +113,8 @@ class _Job:
     @cached_property
     def spaces(self) -> dict[FormatName, SearchSpace]:
         """The same allocations, with the bytes that they take in each format."""
-        return {name: _space(self.config, self.settings, self.store, name) for name in self.formats}
+        known = {self.config.embedding.format: self.space}
+        return {name: known.get(name) or _space(self.config, self.settings, self.store, name) for name in self.formats}
 
     @classmethod
     def begin(

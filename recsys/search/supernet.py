@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +86,6 @@ class SupernetTrainer(Trainer):
         self._masks = ChunkMasks(model)
         self._levels = [torch.tensor(f.levels) for f in space.features]
         self._recipe: Callable[[Tensor, Batch], tuple[Tensor, float]] = getattr(self, f"_{supernet.recipe}")
-        counts = sorted({count for f in space.features for count in f.levels} - {0})[:-1]
-        smaller = SubNetworks(model)
-        self._nested_levels = [smaller.trained(space.chunks(uniform(space, count)).tolist()) for count in counts]
         generator = np.random.Generator(np.random.PCG64(seed))
         drawn = [space.repair(genes, None, generator) for genes in space.random(generator, MONITORED)]
         self._monitored = space.chunks(np.stack([space.largest, *drawn]))
@@ -125,6 +123,13 @@ class SupernetTrainer(Trainer):
         for level in self._nested_levels:
             loss = loss + weighted_loss(level(x), target)[0]
         return loss / (len(self._nested_levels) + 1), weight
+
+    @cached_property
+    def _nested_levels(self) -> list[Callable[[Tensor], Tensor]]:
+        """The networks of all levels but the largest."""
+        counts = sorted({count for f in self.space.features for count in f.levels} - {0})[:-1]
+        smaller = SubNetworks(self.model)
+        return [smaller.trained(self.space.chunks(uniform(self.space, count)).tolist()) for count in counts]
 
     def _truncated(self, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """One feature of every example at a random level, the others full (after Horváth et al., 2023)."""
