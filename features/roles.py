@@ -123,13 +123,7 @@ def _check_time(column: ColumnProfile) -> None:
             expected="dates, times, ISO text, or integers that count s, ms, us or ns since 1970",
             mend="name another column with --time, or leave it out",
         )
-    if column.missing:
-        raise DataError(
-            f"time is missing in {column.missing} of {column.rows} rows",
-            field=column.name,
-            expected="a time in every row",
-            mend="drop these rows, or name another column with --time",
-        )
+    _check_no_gap(column, "time", "a time")
 
 
 def _label_candidates(columns: Sequence[ColumnProfile]) -> list[str]:
@@ -170,12 +164,16 @@ def _check_label(column: ColumnProfile) -> None:
             expected="rows of both classes",
             mend="give more rows, or name another column with --label",
         )
+    _check_no_gap(column, "label", "0 or 1")
+
+
+def _check_no_gap(column: ColumnProfile, role: str, value: str) -> None:
     if column.missing:
         raise DataError(
-            f"label is missing in {column.missing} of {column.rows} rows",
+            f"{role} is missing in {column.missing} of {column.rows} rows",
             field=column.name,
-            expected="0 or 1 in every row",
-            mend="drop these rows, or name another column with --label",
+            expected=f"{value} in every row",
+            mend=f"drop these rows, or name another column with --{role}",
         )
 
 
