@@ -1,9 +1,9 @@
 """Do searched widths beat uniform, random, statistics-only and magnitude-pruned ones at equal lookups, rows and bits?
 
 MovieLens-1M, the Criteo sample and Frappe.  On each data set one supernet is trained and searched; every allocation is
-then trained from scratch with three seeds and tested on the same rows, the searched ones also from the supernet's
-weights and taught by it.  Also: how well the supernet ranks random allocations, what the search costs beside one
-training, and a planted truth on `synthetic`.
+then trained from scratch with three seeds and tested on the same rows, the searched ones also taught by the largest
+model and from the supernet's weights.  Also: how well the supernet ranks random allocations, what the search costs
+beside one training, and a planted truth on `synthetic`.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ WITHIN = 0.0005
 
 FOLDER = ROOT / "work" / "dimension_search"
 OURS, UNIFORM, STATISTICS, MAGNITUDE, LARGEST = "searched", "uniform", "statistics", "magnitude", "largest"
-FIRST, SUPERNET, TAUGHT = "from its first weights", "from the supernet", "from the supernet, taught by it"
+TAUGHT = "taught by the largest"
 STARTS: dict[str, dict[str, str]] = {
-    FIRST: {"warm_start": "initial"},
-    SUPERNET: {"warm_start": "supernet"},
-    TAUGHT: {"warm_start": "supernet", "teacher": "supernet"},
+    TAUGHT: {"teacher": "largest"},
+    "from its first weights": {"warm_start": "initial"},
+    "from the supernet": {"warm_start": "supernet"},
+    "from the supernet, taught by it": {"warm_start": "supernet", "teacher": "supernet"},
 }
 """Ways to retrain a searched allocation other than from scratch: fields of `TrainConfig`, and names of bundles."""
 
@@ -79,13 +80,15 @@ class DataSet:
     model: Mapping[str, Any]
     """Fields of `ModelConfig`."""
     train: Mapping[str, Any]
-    """Fields of `TrainConfig`."""
+    """Fields of `TrainConfig`: of the supernet, and of the largest model as a teacher and for magnitude pruning."""
+    retrain_epochs: int
+    """At most, of the models that are compared: enough for validation to stop them."""
     levels: tuple[int, ...]
     """Chunk counts to choose among."""
     budget: int
     """Lookups at which all methods are compared: one a feature."""
     budgets: tuple[int, ...]
-    """Lookups among which the fewest for equal quality are found."""
+    """More lookups, to meet statistics at and to find the fewest for equal quality among."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
     """Of the recipe."""
@@ -116,6 +119,7 @@ DATA_SETS = {
             "table_l2": 2e-4,
             "ema": 0.999,
         },
+        retrain_epochs=20,
         levels=(0, 1, 2, 4, 8),
         budget=6,
         budgets=(8, 10, 16, 24),
@@ -127,6 +131,7 @@ DATA_SETS = {
         embedding={"width": 4, "rows": 100_000, "exact": {"max_values": 64}},
         model={"interaction": "dcnv2", "cross_layers": 2, "hidden": (256, 128)},
         train={"batch_size": 512, "epochs": 3, "patience": 1, "table_eps": 1e-4},
+        retrain_epochs=3,
         levels=(0, 1, 2, 4, 8),
         budget=26,
         budgets=(13, 20, 32, 52),
@@ -147,6 +152,7 @@ DATA_SETS = {
             "table_l2": 2e-5,
             "ema": 0.999,
         },
+        retrain_epochs=20,
         levels=(0, 1, 2, 4, 8),
         budget=10,
         budgets=(13, 16, 20),
@@ -199,6 +205,7 @@ def _planted(seed: int) -> DataSet:
             "table_l2": 1e-4,
             "ema": 0.99,
         },
+        retrain_epochs=0,
         levels=(0, 1, 2, 3, 4, 6, 8),
         budget=2 * len(INFORMED),
         budgets=(),
@@ -213,11 +220,11 @@ class Searched:
 
     space: SearchSpace
     allocations: dict[str, dict[str, int]]
-    """By name; the searched ones at a budget B are `searched@B`."""
+    """By name; those at a budget B are `searched@B`, `statistics@B` and so on."""
     fitness: dict[str, float]
     """Of the random allocations of the whole space, on all validation rows."""
     bundles: dict[str, Path]
-    """The supernet: `initial`, with its first weights, and `supernet`, trained."""
+    """The supernet, `initial` with its first weights and `supernet` trained, and the `largest` model trained alone."""
     seconds: dict[str, float]
     candidate_seconds: float
     pass_seconds: float
@@ -371,6 +378,7 @@ def _search(data: DataSet, store: Store, folder: Path, settings: Settings) -> Se
     bundles = {
         "initial": shop.save(shop.build(space.largest), folder / "initial"),
         "supernet": shop.save(supernet, folder / "supernet"),
+        "largest": shop.save(full, folder / "largest"),
     }
     sample = next(iter(shop.valid()))
     norms = {STATISTICS: chunk_norms(short, [sample]), MAGNITUDE: chunk_norms(full, [sample])}
@@ -378,16 +386,16 @@ def _search(data: DataSet, store: Store, folder: Path, settings: Settings) -> Se
     allocations = {LARGEST: space.allocation(space.largest)}
     for count in sorted(set(data.levels) - {0}):
         allocations[f"{UNIFORM}@{count * len(space.features)}"] = dict.fromkeys(space.names, count)
-    allocations[STATISTICS] = space.allocation(by_statistics(space, norms[STATISTICS], shop.counts, data.budget))
-    allocations[MAGNITUDE] = by_magnitude(space, norms[MAGNITUDE], data.budget)
+    allocations[f"{MAGNITUDE}@{data.budget}"] = by_magnitude(space, norms[MAGNITUDE], data.budget)
     started = time.perf_counter()
     places = drawn_places(store.rows("valid"), config.sample_rows, 0)
     fitness = Fitness(supernet, space, Sample.of(supernet, shop.valid(), places), config.metric)
     shop.seconds["sample"] = time.perf_counter() - started
-    for budget in data.budgets:
-        allocations[f"{OURS}@{budget}"] = space.allocation(shop.search(supernet, fitness, budget)[0])
-    chosen, candidates = shop.search(supernet, fitness, data.budget)
-    allocations[f"{OURS}@{data.budget}"] = space.allocation(chosen)
+    for budget in (*data.budgets, data.budget):
+        statistical = by_statistics(space, norms[STATISTICS], shop.counts, budget)
+        allocations[f"{STATISTICS}@{budget}"] = space.allocation(statistical)
+        chosen, candidates = shop.search(supernet, fitness, budget)
+        allocations[f"{OURS}@{budget}"] = space.allocation(chosen)
     passes = []
     for _ in range(3):
         started = time.perf_counter()
@@ -445,30 +453,39 @@ def _retrain(data: DataSet, searched: Searched, folder: Path, settings: Settings
 
     def arm(name: str, allocation: str, start: Mapping[str, str]) -> Arm:
         chunks = {"default": 0, "features": searched.allocations[allocation]}
-        table = {**data.embedding, "chunks": chunks, **({"hash_seed": 0} if start else {})}  # rows of the supernet's
+        table = {**data.embedding, "chunks": chunks, **({"hash_seed": 0} if "warm_start" in start else {})}
         own = {field: str(searched.bundles[bundle]) for field, bundle in start.items()}
         chosen = seeds[:1] if name.startswith("drawn") else seeds
         return Arm(name, table, train=own, seeds=chosen)
 
     arms = [arm(name, name, {}) for name in searched.allocations]
     for name in (name for name in searched.allocations if name.startswith(OURS)):
-        starts = STARTS if name == f"{OURS}@{data.budget}" else [SUPERNET, TAUGHT]
+        starts = STARTS if name == f"{OURS}@{data.budget}" else [TAUGHT]
         arms += [arm(f"{name} {how}", name, STARTS[how]) for how in starts]
-    train = {**data.train, "threads": 1, "epochs": 1 if settings.quick else data.train["epochs"]}
+    train = {**data.train, "threads": 1, "epochs": 1 if settings.quick else data.retrain_epochs}
     runs = run_arms(arms, Training(data.model, train), dict.fromkeys(seeds, folder), settings.log)
     return {method: own for (method, _), own in runs.items()}
 
 
 def _against(data: DataSet, searched: Searched, runs: Mapping[str, list[Run]]) -> dict[str, Difference]:
-    """Test AUC of the searched allocation minus others' at the same lookups."""
-    ours = runs[f"{OURS}@{data.budget}"]
-    others = {UNIFORM: f"{UNIFORM}@{data.budget}", STATISTICS: STATISTICS, MAGNITUDE: MAGNITUDE}
-    out = {name: difference(ours, runs[arm], True)["auc"] for name, arm in others.items()}
-    by_seed = [
-        _auc(own) - float(np.mean([_auc(runs[f"random {number}"][place]) for number in range(RANDOM)]))
-        for place, own in enumerate(ours)
-    ]
-    return {**out, "random": over_seeds(by_seed)}
+    """Test AUC of the searched allocation minus others at the same lookups; statistics are met at all budgets."""
+    at = data.budget
+    budgets = (at, *data.budgets)
+    out = {name: difference(runs[f"{OURS}@{at}"], runs[f"{name}@{at}"], True)["auc"] for name in (UNIFORM, MAGNITUDE)}
+    for budget in budgets:
+        pair = runs[f"{OURS}@{budget}"], runs[f"{STATISTICS}@{budget}"]
+        out[f"{STATISTICS}@{budget}"] = difference(*pair, True)["auc"]
+    seeds = range(len(runs[f"{OURS}@{at}"]))
+
+    def mean(arms: Sequence[str], seed: int) -> float:
+        return float(np.mean([_auc(runs[arm][seed]) for arm in arms]))
+
+    def against(ours: Sequence[str], others: Sequence[str]) -> Difference:
+        return over_seeds([mean(ours, seed) - mean(others, seed) for seed in seeds])
+
+    out["random"] = against([f"{OURS}@{at}"], [f"random {number}" for number in range(RANDOM)])
+    out[STATISTICS] = against(*([f"{name}@{budget}" for budget in budgets] for name in (OURS, STATISTICS)))
+    return out
 
 
 def _equal_quality(
@@ -476,7 +493,8 @@ def _equal_quality(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The fewest lookups whose quality is that of the best uniform allocation, and of the largest model.
 
-    Both are trained from scratch; searched allocations may also start from the supernet and be taught by it.
+    Both are trained from scratch; searched allocations may also be taught by the largest model, or start from the
+    supernet.
     Validation picks the uniform allocation and the budget; the test rows judge them.  Shares are None where no budget
     reaches that quality.
     """
@@ -488,7 +506,7 @@ def _equal_quality(
         (name for name in table if name.startswith(OURS)),
         key=lambda name: (table[name]["lookups"], -table[name]["valid_auc"]),
     )
-    from_scratch = [name for name in searched_arms if " from " not in name]
+    from_scratch = [name for name in searched_arms if " " not in name]
 
     def equal_to(target: str, among: Sequence[str]) -> dict[str, Any]:
         enough = [name for name in among if table[name]["valid_auc"] >= table[target]["valid_auc"] - WITHIN]
@@ -512,7 +530,7 @@ def _equal_quality(
 
 
 def _line(data: DataSet, searched: Searched, name: str, runs: Sequence[Run], store: Store) -> dict[str, float]:
-    chunks = searched.allocations[name.split(" from ")[0]]
+    chunks = searched.allocations[name if name in searched.allocations else name.split(" ")[0]]
     embedding = EmbeddingConfig.model_validate({**data.embedding, "chunks": {"default": 0, "features": chunks}})
     plan = plan_embedding(store.layout, embedding, store.id_counts("train"))
     with torch.device("meta"):
@@ -532,7 +550,7 @@ def _lookups_picture(name: str, data: DataSet, arms: Mapping[str, Mapping[str, f
     """Test AUC against lookups: searched and uniform allocations as lines, the others as dots."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for arm, line in arms.items():
-        start = next((how for how in STARTS if arm.endswith(how)), None)
+        start = next((how for how in STARTS if arm.endswith(f" {how}")), None)
         kind = start or arm.split("@")[0].split(" ")[0]
         if start in (None, TAUGHT):
             groups.setdefault(kind, []).append((line["lookups"], line["test_auc"]))
