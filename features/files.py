@@ -1,16 +1,18 @@
-"""Small files written whole or not at all, as JSON or Arrow, and the md5 of large ones."""
+"""Small files written whole or not at all, as JSON or Arrow, and digests of large ones."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import xxhash
 
 from features.errors import ArtifactError
+
+_BLOCK = 1 << 20
 
 
 def write_json(path: Path, data: object) -> None:
@@ -88,7 +90,14 @@ def cannot_write(path: Path, error: OSError) -> ArtifactError:
     )
 
 
-def md5_of(path: Path) -> str:
-    """Returns the hex MD5 of a file's bytes: a check against damage, not against an attacker."""
+def digest_of(path: Path) -> str:
+    """Returns the hex xxh3-128 of a file's bytes: against damage and confusion, not against an attacker.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        while block := file.read(_BLOCK):
+            state.update(block)
+    return str(state.hexdigest())

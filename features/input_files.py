@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import xxhash
 
 from features.errors import DataError
+from features.files import digest_of
 from features.frames import FILE_COLUMN, PLACE_COLUMN, first_line, schema_of
 from features.pipeline import FeaturePipeline
 from features.quality import CHANGED_COLUMN, QualityConfig, problems_of
@@ -20,7 +20,6 @@ from features.unreadable import Unreadable
 
 ADDED_COLUMNS = (FILE_COLUMN, PLACE_COLUMN, CHANGED_COLUMN)
 """Columns that `read_file` adds."""
-_BLOCK = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +50,15 @@ class InputFile:
         return self.bytes, self.changed
 
     def digest(self) -> str:
-        """Returns the hex xxh3-128 of all its bytes: against confusion, not against an attacker.
+        """Returns the digest of all its bytes.
 
         Raises:
             DataError: It cannot be read.
         """
-        state = xxhash.xxh3_128()
         try:
-            with self.path.open("rb") as file:
-                while block := file.read(_BLOCK):
-                    state.update(block)
+            return digest_of(self.path)
         except OSError as error:
             raise DataError("file cannot be read", field=str(self.path), found=error.strerror) from error
-        return str(state.hexdigest())
 
 
 @dataclasses.dataclass(frozen=True)

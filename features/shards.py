@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from features.columns import column_types, record_batch
-from features.files import cannot_write, md5_of
+from features.files import cannot_write, digest_of
 from features.folders import link
 from features.frames import SPLIT_COLUMN, iterate
 from features.layout import Layout
@@ -27,7 +28,10 @@ Progress = Callable[[int], None]
 
 
 Shards = dict[str, list[dict[str, Any]]]
-"""Of each split: path (from the folder of the store), rows, bytes and md5 of every shard, in order."""
+"""Of each split: path (from the folder of the store), rows, bytes and xxh3-128 of every shard, in order."""
+
+_Buffers = dict[str, np.ndarray]
+"""By column of a fixed width: [rows, width], room for a shard."""
 
 
 def write_shards(
@@ -37,7 +41,10 @@ def write_shards(
     shard_rows: int,
     progress: Progress | None = None,
 ) -> Shards:
-    """Encodes rows and writes them into `folder`; holds up to `shard_rows` encoded rows a split in memory.
+    """Encodes rows and writes them into `folder`.
+
+    Memory holds up to `shard_rows` encoded rows a split, and as many once more: a thread writes a full shard while
+    the next one is filled.
 
     Args:
         folder: Gets a folder a split.
@@ -54,20 +61,23 @@ def write_shards(
     encoded = pipeline.transform(assigned, keep=[SPLIT_COLUMN])
     rows_read = 0
     try:
-        writers = {name: _ShardWriter(folder, name, types, shard_rows) for name in SPLITS}
-        for piece in iterate(encoded, _READ_ROWS):
-            rows_read += piece.height
-            for name, writer in writers.items():
-                writer.add(piece.filter(pl.col(SPLIT_COLUMN) == name).drop(SPLIT_COLUMN))
-            if progress is not None:
-                progress(rows_read)
-        for writer in writers.values():
-            writer.flush()
+        with ThreadPoolExecutor(1) as thread:
+            room = _Room(types, shard_rows)
+            writers = {name: _ShardWriter(folder, name, types, room, thread) for name in SPLITS}
+            for piece in iterate(encoded, _READ_ROWS):
+                rows_read += piece.height
+                split = piece.get_column(SPLIT_COLUMN)
+                for name, writer in writers.items():
+                    writer.add(piece, np.flatnonzero(split == name))
+                if progress is not None:
+                    progress(rows_read)
+            for writer in writers.values():
+                writer.flush()
+            return {name: writer.shards() for name, writer in writers.items()}
     except pl.exceptions.PolarsError as error:
         raise pipeline.explain(assigned, error, labels=True) from error
     except (OSError, pa.ArrowException) as error:
         raise cannot_write(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
-    return {name: writer.shards for name, writer in writers.items()}
 
 
 def describe(folder: Path, shards: Shards, layout: Layout) -> dict[str, Any]:
@@ -161,71 +171,103 @@ def write_shard(folder: Path, name: str, batch: pa.RecordBatch) -> dict[str, Any
     path = folder / name
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-    return {"path": name, "rows": batch.num_rows, "bytes": path.stat().st_size, "md5": md5_of(path)}
+    return {"path": name, "rows": batch.num_rows, "bytes": path.stat().st_size, "xxh3": digest_of(path)}
 
 
 def _name(split: str, number: int) -> str:
     return f"{split}/part-{number:05d}.arrow"
 
 
-class _ShardWriter:
-    """Gathers the rows of one split and writes a file whenever there are enough.
+class _Room:
+    """Memory for the columns of a fixed width, taken once and used for one shard after the other.
 
-    Columns of a fixed width go into memory that is taken once, for a whole shard: with a list of pieces, shards
-    would be there twice while they are joined.
+    With a list of pieces in its place, shards would be there twice while they are joined.
     """
 
-    def __init__(self, folder: Path, split: str, types: dict[str, pa.DataType], shard_rows: int) -> None:
-        self.folder, self.split, self.types, self.shard_rows = folder, split, types, shard_rows
-        self.height = 0
-        self.shards: list[dict[str, Any]] = []
-        self.fixed: dict[str, np.ndarray] = {}
-        self.ragged: dict[str, list[pa.Array]] = {}
+    def __init__(self, types: dict[str, pa.DataType], shard_rows: int) -> None:
+        self.shard_rows = shard_rows
+        self._shapes = {}
         for name, kind in types.items():
-            if pa.types.is_large_list(kind):
-                self.ragged[name] = []
-            else:
+            if not pa.types.is_large_list(kind):
                 width, plain = (kind.list_size, kind.value_type) if pa.types.is_fixed_size_list(kind) else (1, kind)
-                self.fixed[name] = np.empty((min(shard_rows, _ROOM), width), dtype=plain.to_pandas_dtype())
-        (folder / split).mkdir(parents=True)
+                self._shapes[name] = (width, np.dtype(plain.to_pandas_dtype()))
+        self._free: list[_Buffers] = []
 
-    def add(self, frame: pl.DataFrame) -> None:
-        while frame.height:
-            here = frame.head(self.shard_rows - self.height)
-            frame = frame.slice(here.height)
-            self._make_room(self.height + here.height)
-            batch = record_batch(here, self.types)
-            for name, buffer in self.fixed.items():
-                array = batch.column(name)
-                values = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
-                rows = buffer[self.height : self.height + here.height]
-                rows[:] = values.to_numpy().reshape(rows.shape)
-            for name, arrays in self.ragged.items():
-                arrays.append(batch.column(name))
-            self.height += here.height
-            if self.height == self.shard_rows:
-                self.flush()
+    def take(self) -> _Buffers:
+        if self._free:
+            return self._free.pop()
+        rows = min(self.shard_rows, _ROOM)
+        return {name: np.empty((rows, width), dtype) for name, (width, dtype) in self._shapes.items()}
 
-    def _make_room(self, rows: int) -> None:
-        for name, buffer in self.fixed.items():
+    def give_back(self, buffers: _Buffers) -> None:
+        self._free.append(buffers)
+
+    def extend(self, buffers: _Buffers, filled: int, rows: int) -> None:
+        """Makes room for `rows` rows, of which the first `filled` are kept."""
+        for name, buffer in buffers.items():
             if rows > len(buffer):
                 larger = np.empty((min(max(rows, 2 * len(buffer)), self.shard_rows), buffer.shape[1]), buffer.dtype)
-                larger[: self.height] = buffer[: self.height]
-                self.fixed[name] = larger
+                larger[:filled] = buffer[:filled]
+                buffers[name] = larger
+
+
+class _ShardWriter:
+    """Gathers the rows of one split and hands a shard to the writing thread whenever there are enough."""
+
+    def __init__(
+        self, folder: Path, split: str, types: dict[str, pa.DataType], room: _Room, thread: ThreadPoolExecutor
+    ) -> None:
+        self._folder, self._split, self._types, self._room, self._thread = folder, split, types, room, thread
+        self._height = 0
+        self._fixed: _Buffers = {}
+        self._ragged: dict[str, list[pa.Array]] = {name: [] for name in types if pa.types.is_large_list(types[name])}
+        self._written: list[Future[dict[str, Any]]] = []
+        (folder / split).mkdir(parents=True)
+
+    def add(self, piece: pl.DataFrame, rows: np.ndarray) -> None:
+        """Adds the rows with these numbers of an encoded piece."""
+        while len(rows):
+            here, rows = np.split(rows, [self._room.shard_rows - self._height])
+            self._fixed = self._fixed or self._room.take()
+            self._room.extend(self._fixed, self._height, self._height + len(here))
+            for name, buffer in self._fixed.items():
+                values = piece.get_column(name).to_numpy().reshape(piece.height, -1)
+                values.take(here, axis=0, out=buffer[self._height : self._height + len(here)], mode="clip")
+            if self._ragged:
+                kinds = {name: self._types[name] for name in self._ragged}
+                wanted = np.zeros(piece.height, dtype=bool)
+                wanted[here] = True
+                lists = record_batch(piece.select(list(kinds)).filter(wanted), kinds)
+                for name, arrays in self._ragged.items():
+                    arrays.append(lists.column(name))
+            self._height += len(here)
+            if self._height == self._room.shard_rows:
+                self.flush()
 
     def flush(self) -> None:
-        if not self.height:
+        """Hands over what is gathered; waits for the shard before, so that memory stays bounded."""
+        if not self._height:
             return
+        if self._written:
+            self._written[-1].result()
+        name = _name(self._split, len(self._written))
+        self._written.append(self._thread.submit(self._write, name, self._height, self._fixed, self._ragged))
+        self._height, self._fixed, self._ragged = 0, {}, {column: [] for column in self._ragged}
+
+    def shards(self) -> list[dict[str, Any]]:
+        """What the manifest says of them, once all are written."""
+        return [shard.result() for shard in self._written]
+
+    def _write(self, name: str, rows: int, fixed: _Buffers, ragged: dict[str, list[pa.Array]]) -> dict[str, Any]:
         arrays = []
-        for name, kind in self.types.items():
-            if name in self.ragged:
-                arrays.append(pa.concat_arrays(self.ragged[name]))
-                self.ragged[name] = []
+        for column, kind in self._types.items():
+            if column in ragged:
+                arrays.append(pa.concat_arrays(ragged[column]))
                 continue
-            values = pa.array(self.fixed[name][: self.height].reshape(-1))
-            fixed = pa.types.is_fixed_size_list(kind)
-            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=kind) if fixed else values)
-        schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in self.types.items()])
-        batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-        self.shards.append(write_shard(self.folder, _name(self.split, len(self.shards)), batch))
-        self.height = 0
+            values = pa.array(fixed[column][:rows].reshape(-1))
+            is_list = pa.types.is_fixed_size_list(kind)
+            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=kind) if is_list else values)
+        schema = pa.schema([pa.field(column, kind, nullable=False) for column, kind in self._types.items()])
+        entry = write_shard(self._folder, name, pa.RecordBatch.from_arrays(arrays, schema=schema))
+        self._room.give_back(fixed)
+        return entry

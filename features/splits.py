@@ -183,10 +183,11 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec, *, salt: 
         if column in schema:
             raise DataError("this name is taken: we give it to a column of our own", field=column, mend="rename it")
     if isinstance(split, RandomSplit):
-        if salt is not None:
-            return frame.with_columns(_draw(split, pl.col(PLACE_COLUMN), salt).alias(SPLIT_COLUMN))
-        numbered = frame.with_row_index(ROW_COLUMN)
-        return numbered.with_columns(_draw(split, pl.col(ROW_COLUMN), 0).alias(SPLIT_COLUMN)).drop(ROW_COLUMN)
+        row = pl.col(ROW_COLUMN if salt is None else PLACE_COLUMN)
+        numbered = frame.with_row_index(ROW_COLUMN) if salt is None else frame
+        # In a column of its own: Polars would compute the draw again for every comparison.
+        drawn = numbered.with_columns(_draw(split.seed, row, salt or 0).alias(ROW_COLUMN))
+        return drawn.with_columns(_by_draw(split, pl.col(ROW_COLUMN)).alias(SPLIT_COLUMN)).drop(ROW_COLUMN)
     if isinstance(split, TimeSplit) and split.by_row:
         time = _moments_column(split, spec, schema)
         steps, _ = microseconds_expr(time, schema[time], spec.time_unit)
@@ -255,13 +256,17 @@ def drop_reason(split: Split) -> str:
     return f"{split.column} has a value of no split" if isinstance(split, ColumnSplit) else "no split"
 
 
-def _draw(split: RandomSplit, row: pl.Expr, salt: int) -> pl.Expr:
-    train, valid, _ = split.fractions
+def _draw(seed: int, row: pl.Expr, salt: int) -> pl.Expr:
+    """Even over UInt64."""
     # Seeds that follow each other must not give shifted copies of one another: mix the seed by itself first.
-    seed = mix_expr(pl.lit(split.seed, dtype=pl.UInt64) ^ pl.lit(0xA0761D6478BD642F, dtype=pl.UInt64))
+    mixed = mix_expr(pl.lit(seed, dtype=pl.UInt64) ^ pl.lit(0xA0761D6478BD642F, dtype=pl.UInt64))
     if salt:
-        seed = seed ^ mix_expr(pl.lit(salt, dtype=pl.UInt64))
-    draw = mix_expr(mix_expr(row.cast(pl.UInt64)) ^ seed)
+        mixed = mixed ^ mix_expr(pl.lit(salt, dtype=pl.UInt64))
+    return mix_expr(mix_expr(row.cast(pl.UInt64)) ^ mixed)
+
+
+def _by_draw(split: RandomSplit, draw: pl.Expr) -> pl.Expr:
+    train, valid, _ = split.fractions
 
     def below(share: float) -> pl.Expr:
         return draw < pl.lit(min(int(share * 2.0**64), 2**64 - 1), dtype=pl.UInt64)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from features.batch import Batch
 from features.columns import Columns, column_types
 from features.errors import ArtifactError, DataError, list_names
-from features.files import md5_of, read_json, write_json
+from features.files import digest_of, read_json, write_json
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.folders import kept_aside, whole_or_nothing
 from features.frames import SPLIT_COLUMN
@@ -32,7 +32,7 @@ from features.splits import SPLITS, Split, drop_reason
 from features.unreadable import READ, Unreadable
 from features.validation import validate
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 QUARANTINE = "quarantine"
 """The folder of rows in quarantine, inside the store."""
 _MANIFEST, _SPEC, _PIPELINE = "manifest.json", "spec.json", "pipeline"
@@ -55,7 +55,7 @@ def build_store(
 
     Everything is written into a temporary folder beside `folder`, which takes its name at the very end: after
     an error nothing is left, but the quarantine if there is too much of it (in `folder`.quarantine). A store that
-    stands there already is replaced. Memory holds up to `shard_rows` encoded rows a split.
+    stands there already is replaced. Memory holds up to `shard_rows` encoded rows a split, and as many once more.
 
     Args:
         events: One row an event; `__file__` and `__place__`, if they are there, say where it comes from.
@@ -258,7 +258,7 @@ class Store:
         return Columns.of(batch, self.layout)
 
     def verify(self) -> None:
-        """Reads every byte and checks it against the MD5 sums of the manifest.
+        """Reads every byte and checks it against the digests of the manifest.
 
         Raises:
             ArtifactError: A shard was damaged.
@@ -268,9 +268,9 @@ class Store:
                 path = self.folder / entry["path"]
                 if not path.is_file():
                     raise ArtifactError("shard is missing", field=str(path), mend=_MEND)
-                if (found := md5_of(path)) != entry["md5"]:
+                if (found := digest_of(path)) != entry["xxh3"]:
                     raise ArtifactError(
-                        "shard is damaged", field=str(path), found=f"md5 {found}", expected=entry["md5"], mend=_MEND
+                        "shard is damaged", field=str(path), found=f"xxh3 {found}", expected=entry["xxh3"], mend=_MEND
                     )
 
     def read(self, split: str) -> Batch:
