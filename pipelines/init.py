@@ -104,6 +104,8 @@ def config_text(found: Study, name: str) -> str:
         comment = _plain(item.reason)
         if item.operator in ("id", "ids"):
             comment += f"; {'' if column.exact else 'about '}{column.distinct:,} values"
+        if item.operator == "ngrams":
+            comment += f"; at least {item.values:,} words and pairs of words"
         if column.missing:
             comment += f"; {100 * column.missing_share:.2g} % missing"
         lines += [f"    - {_flow(feature)}    # {comment}" for feature in item.features]

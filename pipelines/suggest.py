@@ -10,9 +10,11 @@ from typing import Any
 
 import polars as pl
 
+from features.ops.ngrams import Ngrams
 from features.ops.time import DAY, HOUR
 from features.profile import ColumnProfile, Profile
 from features.roles import Roles, is_time, unit_of, words_of
+from features.spec import NgramsFeature, RecencyFeature
 from recsys.embeddings import EmbeddingConfig
 from recsys.evaluation.single_column import Power
 
@@ -30,6 +32,10 @@ HOT_SLOTS = 20_000
 UNIQUE_SHARE = 0.97
 LONGEST_LIST = 50
 BUCKETS = 20
+LATER = 0.01
+"""Share of rows in which a time may be later than the event, by clocks that differ."""
+WRITTEN = 0.5
+"""A text is read by its words if so many of its values are distinct, and as many have several words."""
 GAIN = 0.02
 """Ranges must have an AUC so much above the number's own, and values one so much above the ranges', to be read so."""
 ID_WORDS = frozenset(
@@ -99,18 +105,20 @@ def suggest(profile: Profile, roles: Roles, powers: Mapping[str, Power]) -> tupl
         powers: Column -> what it tells of the label, where that could be measured.
     """
     names: set[str] = set()
-    raw = []
+    events = None if roles.time is None else _times(profile.column(roles.time), profile.sample.get_column(roles.time))
+    raw: list[tuple[ColumnProfile, str, list[dict[str, Any]], str, int]] = []
     for column in profile.columns:
         values = profile.sample.get_column(column.name) if column.name in profile.sample.columns else None
-        operator, features, reason = _operator(column, values, roles, powers.get(column.name))
-        raw.append((column, operator, [_named(feature, column.name, names) for feature in features], reason))
-    hashed = sum(column.distinct for column, operator, _, _ in raw if operator in ("id", "ids"))
-    placed = [_placed(column, operator, features, reason, hashed) for column, operator, features, reason in raw]
+        operator, features, reason = _operator(column, values, roles, powers.get(column.name), events)
+        distinct = _distinct_ngrams(values) if operator == "ngrams" and values is not None else column.distinct
+        raw.append((column, operator, [_named(feature, column.name, names) for feature in features], reason, distinct))
+    hashed = sum(distinct for _, operator, _, _, distinct in raw if operator in ("id", "ids", "ngrams"))
+    placed = [_placed(*each, hashed) for each in raw]
     return tuple(placed), _table(placed)
 
 
 def _operator(
-    column: ColumnProfile, values: pl.Series | None, roles: Roles, power: Power | None
+    column: ColumnProfile, values: pl.Series | None, roles: Roles, power: Power | None, events: pl.Series | None
 ) -> tuple[str, list[dict[str, Any]], str]:
     """Operator, spec entries (without their common keys) and reason of one column."""
     if column.name == roles.label:
@@ -128,7 +136,9 @@ def _operator(
     if column.kind == "list":
         return _list(column)
     if is_time(column):
-        return _time(column)
+        return _time(column) if events is None or column.name == roles.time else _other_time(column, values, events)
+    if _is_written(column, values):
+        return "ngrams", [{}], "text of words that come again in other texts"
     if _unique(column):
         return "drop", [], "nearly every row has a value of its own"
     if column.kind == "boolean":
@@ -158,11 +168,29 @@ def _list(column: ColumnProfile) -> tuple[str, list[dict[str, Any]], str]:
     return "ids", [options], f"lists, {lengths[0.5]:g} long in the middle, at most {lengths[1.0]:g}"
 
 
+def _microseconds(column: ColumnProfile) -> float:
+    """What one step of a column of times is."""
+    unit = unit_of(column)
+    return {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}[unit] if unit else 1
+
+
+def _times(column: ColumnProfile, values: pl.Series) -> pl.Series:
+    return column.numbers(values) * _microseconds(column)
+
+
+def _other_time(column: ColumnProfile, values: pl.Series, events: pl.Series) -> tuple[str, list[dict[str, Any]], str]:
+    """A time beside that of the event: how long ago it was, if it was before the event."""
+    later = float((_times(column, values) > events).mean() or 0.0)  # type: ignore[arg-type]
+    if later > LATER:
+        return "drop", [], f"later than the event in {later:.1%} of the rows: is it known before the event?"
+    unit = unit_of(column)
+    return "recency", [{"unit": unit} if unit else {}], "a time before the event"
+
+
 def _time(column: ColumnProfile) -> tuple[str, list[dict[str, Any]], str]:
     unit = unit_of(column)
-    steps = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}[unit] if unit else 1
     quantiles = column.quantiles or {}
-    span = (quantiles[1.0] - quantiles[0.0]) * steps
+    span = (quantiles[1.0] - quantiles[0.0]) * _microseconds(column)
     parts = [("hour", span >= 4 * HOUR and column.dtype != "Date"), ("weekday", span >= 3 * DAY)]
     features = [{"part": part, **({"unit": unit} if unit else {})} for part, wanted in parts if wanted]
     if not features:
@@ -187,6 +215,24 @@ def _number(column: ColumnProfile, power: Power | None) -> tuple[str, list[dict[
     if column.missing:
         options["missing_flag"] = True
     return "number", [options], reason
+
+
+def _is_written(column: ColumnProfile, values: pl.Series) -> bool:
+    """Whether a text has many values, most of several words, and words that come again."""
+    if column.kind != "text" or column.reading is not None or column.distinct < WRITTEN * column.values:
+        return False
+    words = values.drop_nulls().cast(pl.String).str.split(" ")
+    if (words.list.len() > 1).mean() < WRITTEN:  # type: ignore[operator]
+        return False
+    every = words.explode(empty_as_null=False)
+    return 2 * every.n_unique() <= len(every)
+
+
+def _distinct_ngrams(values: pl.Series) -> int:
+    """Of the sample: those of rows outside it are not known."""
+    operator = Ngrams(NgramsFeature(name="text", column="text"))
+    frame = values.alias("text").to_frame()
+    return int(frame.select(operator.expressions(frame.schema)[0].explode().n_unique()).item())
 
 
 def _unique(column: ColumnProfile) -> bool:
@@ -240,7 +286,7 @@ def _named(feature: dict[str, Any], column: str, taken: set[str]) -> dict[str, A
 
 
 def _placed(
-    column: ColumnProfile, operator: str, features: list[dict[str, Any]], reason: str, hashed: int
+    column: ColumnProfile, operator: str, features: list[dict[str, Any]], reason: str, distinct: int, hashed: int
 ) -> Suggestion:
     entries = tuple({"type": operator, **feature} for feature in features)
     if operator in ("label", "drop", "number", "vector"):
@@ -248,7 +294,10 @@ def _placed(
     if operator == "time":
         values = sum(24 if feature["part"] == "hour" else 7 for feature in features)
         return Suggestion(column.name, operator, entries, reason, "exact", 1, values)
-    values = BUCKETS if operator == "bucket" else column.distinct
+    if operator == "recency":
+        buckets = RecencyFeature.model_fields["buckets"].default
+        return Suggestion(column.name, operator, entries, reason, "exact", 1, buckets)
+    values = BUCKETS if operator == "bucket" else distinct
     if values <= EmbeddingConfig().exact.max_values:
         return Suggestion(column.name, operator, entries, reason, "exact", 1, values)
     chunks = next((chunks for most, chunks in CHUNKS if values <= most), MOST_CHUNKS)

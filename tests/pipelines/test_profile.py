@@ -43,6 +43,9 @@ def shop():
             "picture": pl.Series(rng.normal(size=(ROWS, 3)), dtype=pl.Array(pl.Float32, 3)),
             "ragged": [[0.5] * (place % 3) for place in range(ROWS)],
             "at": [datetime.datetime(2024, 1, 1) + datetime.timedelta(minutes=9 * place) for place in range(ROWS)],
+            "joined_at": [1_700_000_000 - 3600 * int(x) for x in rng.integers(1, 900, ROWS)],
+            "title": [" ".join(f"word{x}" for x in rng.integers(0, 50, 4)) for _ in range(ROWS)],
+            "left": [datetime.datetime(2024, 1, 1) + datetime.timedelta(minutes=9 * x + 3) for x in range(ROWS)],
             "paid after": clicked * 3.5 + rng.random(ROWS),
             "nested": [{"a": 1}] * ROWS,
             "nothing": [None] * ROWS,
@@ -83,11 +86,14 @@ def test_every_column_gets_the_operator_that_fits_it(found):
     assert entries["picture"] == [{"type": "vector", "size": 3}]
     parts = [{"type": "time", "column": "at", "part": part} for part in ("hour", "weekday")]
     assert entries["at"] == parts
+    assert entries["joined_at"] == [{"type": "recency", "unit": "s"}]
+    assert entries["title"] == [{"type": "ngrams"}]
     dropped = {item.column: item.reason for item in found.suggestions if item.operator == "drop"}
-    assert set(dropped) == {"event", "ragged", "paid after", "nested", "nothing", "same"}
+    assert set(dropped) == {"event", "ragged", "left", "paid after", "nested", "nothing", "same"}
     assert dropped["same"] == "constant"
     assert "predicts the label too well" in dropped["paid after"]
     assert "Struct" in dropped["nested"]
+    assert "later than the event in 100.0% of the rows" in dropped["left"]
 
 
 def test_small_fields_are_exact_and_larger_ones_share(found):
@@ -95,8 +101,10 @@ def test_small_fields_are_exact_and_larger_ones_share(found):
     assert places["mobile"] == ("exact", 1)
     assert places["zip"] == ("shared", 1)
     assert places["cents"] == (None, 0)
+    assert places["joined_at"] == ("exact", 1)
+    assert places["title"] == ("shared", 2)
     shared = sum(item.values for item in found.suggestions if item.region == "shared")
-    assert shared / 2 <= found.table.rows == 1000
+    assert shared / 2 <= found.table.rows < 1.1 * shared / 2
     exact = sum(item.values for item in found.suggestions if item.region == "exact")
     assert found.table.bytes == (found.table.rows + exact) * found.table.width * 4 + 4 * exact
 
@@ -168,7 +176,7 @@ def test_init_writes_a_config_that_says_what_was_found(source, tmp_path):
     assert [feature.name for feature in config.spec.features] == result["features"]
     text = out.read_text()
     assert "# left out: paid after: predicts the label too well" in text
-    assert set(result["dropped"]) == {"event", "ragged", "paid after", "nested", "nothing", "same"}
+    assert set(result["dropped"]) == {"event", "ragged", "left", "paid after", "nested", "nothing", "same"}
 
 
 def test_init_replaces_a_file_only_when_told(source, tmp_path):
