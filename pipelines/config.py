@@ -28,7 +28,7 @@ from pipelines.allocation import Allocation, read_allocation
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig
 from recsys.models import ModelConfig
-from recsys.search.config import SearchConfig
+from recsys.search.config import SearchConfig, ThresholdConfig
 from recsys.training import TrainConfig
 
 GATE_METRICS = (
@@ -179,6 +179,8 @@ class ExperimentConfig(Strict):
     """The training."""
     search: SearchConfig | None = None
     """The search for widths; if it is there, `recsys run` searches before it trains."""
+    thresholds: ThresholdConfig | None = None
+    """Thresholds learned with the model; values that do not pass leave the table. See pruning.md."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
     gates: dict[str, Gate] = Field(default_factory=dict)

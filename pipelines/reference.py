@@ -26,7 +26,7 @@ from pipelines.config import DataConfig, ExperimentConfig, Gate, TrackingConfig
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig, ExactConfig, HotConfig
 from recsys.models import ModelConfig
-from recsys.search.config import SearchConfig, SupernetConfig
+from recsys.search.config import SearchConfig, SupernetConfig, ThresholdConfig
 from recsys.training import TrainConfig
 from recsys.training.config import DistributedConfig
 
@@ -59,6 +59,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "distributed": DistributedConfig,
     "search": SearchConfig,
     "supernet": SupernetConfig,
+    "thresholds": ThresholdConfig,
     "tracking": TrackingConfig,
     "gate": Gate,
 }

@@ -21,6 +21,7 @@ from pipelines.diagnostics import diagnose_run
 from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
 from pipelines.teacher import teacher_of
+from pipelines.thresholds import check_thresholds, without_what_did_not_pass
 from pipelines.tracking import MlflowListener, begin, log_warm_start
 from pipelines.warm_start import check_start, find_model, start_from
 from pipelines.workspace import Run, check_started_with, new_run, runs_of
@@ -29,6 +30,7 @@ from recsys.embeddings.sharded import ShardedTable
 from recsys.memory import available_memory, require_memory
 from recsys.models import CTRModel
 from recsys.processes import Processes, joined, launched, launched_count, leave, restarted
+from recsys.search.thresholds import ThresholdTrainer
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.tensorfile import write_tensors
@@ -52,7 +54,8 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     Returns:
         run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, skipped_steps, examples_per_second,
         table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, memory_bytes,
-        warm_start (see `start_from`; None without one), processes, mlflow_run_id.
+        warm_start (see `start_from`; None without one), thresholds (see `without_what_did_not_pass`; None without
+        them), processes, mlflow_run_id. The table's figures are those of the bundle.
 
     Raises:
         ConfigError: Some settings do not go together; no run is begun.
@@ -63,6 +66,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     store = open_store(config)
     plan = plan_of(config, store)
     size = check_trainable(config, store, plan)
+    passed: dict[str, Any] | None = None
     if not launched():  # of a divided table the parts are looked at when they are planned
         require_memory(training_memory(store.layout, plan, config.model, config.train))
     with joined(config.train.distributed.timeout_seconds) as processes:
@@ -108,6 +112,9 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
             if processes.rank == 0:
                 if processes.connected:
                     model = _whole_model(config, store, plan, run)
+                if config.thresholds:
+                    model, passed = without_what_did_not_pass(model, store, console)
+                    size |= table_size(model.plan)
                 save_bundle(run.bundle, model=model, pipeline=store.pipeline, metrics=result.best_metrics)
                 if registry and run_id and config.tracking.diagnostics_rows and plan.lookups:
                     files, scalars = diagnose_run(config, run, model, store, console)
@@ -128,6 +135,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         "examples_per_second": round(result.examples_per_second, 1),
         **size,
         "warm_start": started and {key: value for key, value in started.items() if key != "report"},
+        "thresholds": passed,
         "processes": processes.count,
         "mlflow_run_id": run_id,
     }
@@ -286,6 +294,8 @@ def _trainer_for(
         "listener": listener,
         "teacher": teacher,
     }
+    if config.thresholds:
+        return ThresholdTrainer(model, config.train, thresholds=config.thresholds, **common)
     if not processes.connected:
         return Trainer(model, config.train, **common)
     return DistributedTrainer(model, config.train, processes=processes, **common)
@@ -328,11 +338,17 @@ def check_trainable(config: ExperimentConfig, store: Store, plan: EmbeddingPlan)
     """
     if launched():
         check_distributed(config.train, config.embedding, plan, launched_count())
+    if config.thresholds:
+        check_thresholds(launched_count())
     # The network and the checks of the trainer are the same whatever the number of rows.
     small = replace(plan, rows=min(plan.rows, 1))
     require_memory(training_memory(store.layout, small, config.model, _of_one_process(config.train)))
     outline = model_of(config, store, small)
-    Trainer(outline, config.train, seed=config.seed, folder=config.folder)
+    common: dict[str, Any] = {"seed": config.seed, "folder": config.folder}
+    if config.thresholds:
+        ThresholdTrainer(outline, config.train, thresholds=config.thresholds, **common)
+    else:
+        Trainer(outline, config.train, **common)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
     if config.train.monitor == "auc" and mean in (0, 1):
         raise UndefinedMetricError(
@@ -342,13 +358,20 @@ def check_trainable(config: ExperimentConfig, store: Store, plan: EmbeddingPlan)
             mend="split the data so that validation holds both classes, or set train.monitor to logloss",
         )
     return {
-        "table_bytes": plan.table_bytes,
-        "table_rows": plan.rows,
-        "table_parameters": plan.rows * plan.width,
+        **table_size(plan),
         "network_parameters": sum(p.numel() for p in outline.dense_parameters().values()),
         "lookups": plan.lookups,
         "embedding_width": plan.output_width,
         "memory_bytes": sum(part.bytes for part in training_memory(store.layout, plan, config.model, config.train)),
+    }
+
+
+def table_size(plan: EmbeddingPlan) -> dict[str, int]:
+    """What the table of a plan takes."""
+    return {
+        "table_bytes": plan.table_bytes,
+        "table_rows": plan.rows,
+        "table_parameters": plan.rows * plan.width,
     }
 
 

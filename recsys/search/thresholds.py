@@ -33,6 +33,7 @@ from recsys.search.config import ThresholdConfig
 from recsys.search.pruning import FeatureKept
 from recsys.tensorfile import write_tensors
 from recsys.training import TrainConfig, Trainer, TrainingListener
+from recsys.training.teacher import Teacher
 from recsys.training.trainer import TrainResult
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class ThresholdTrainer(Trainer):
         seed: of dropout.
         folder: where checkpoints go.
         listener: told about progress.
+        teacher: that the model learns from beside the labels.
     """
 
     def __init__(
@@ -134,8 +136,9 @@ class ThresholdTrainer(Trainer):
         seed: int,
         folder: Path,
         listener: TrainingListener | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(model, config, seed=seed, folder=folder, listener=listener)
+        super().__init__(model, config, seed=seed, folder=folder, listener=listener, teacher=teacher)
         if model.plan.hot_slots:
             raise ConfigError(
                 "thresholds know no hot region: an id that a threshold masks would keep its slot",
