@@ -28,6 +28,8 @@ class Peer:
     name: str
     requirements: tuple[str, ...]
     script: str
+    bare: tuple[str, ...] = ()
+    """Packages installed last, as they are: without what they ask for, whatever Python they were made for."""
 
 
 DEEPCTR_TORCH = Peer(
@@ -61,6 +63,14 @@ FUXICTR = Peer(
     script="fuxictr_data.py",
 )
 
+OBP = Peer(
+    name="obp",
+    # Its last release allows no Python above 3.10 and pins scikit-learn 1.0.2; its estimators need no more than these.
+    requirements=("numpy==2.4.6", "pandas==3.1.1", "scikit-learn==1.9.1", "scipy==1.17.1"),
+    bare=("obp==0.5.7",),
+    script="obp_estimators.py",
+)
+
 
 def cache_folder() -> Path:
     """Where the environments are: RECSYS_PEERS, or a folder of the user's cache."""
@@ -90,9 +100,12 @@ def prepare(peer: Peer, log: Callable[[str], None] = lambda text: None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, stdout=sys.stderr)
+        install = [str(python), "-m", "pip", "install", "--quiet"]
         if peer.requirements:
-            install = [str(python), "-m", "pip", "install", "--quiet", *peer.requirements]
-            subprocess.run(install, check=True, stdout=sys.stderr)
+            subprocess.run([*install, *peer.requirements], check=True, stdout=sys.stderr)
+        if peer.bare:
+            as_they_are = ["--no-deps", "--ignore-requires-python"]
+            subprocess.run([*install, *as_they_are, *peer.bare], check=True, stdout=sys.stderr)
     except (OSError, subprocess.CalledProcessError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise RuntimeError(
@@ -108,5 +121,5 @@ def call(peer: Peer, request: Mapping[str, Any], *, threads: int) -> dict[str, A
 
 
 def _digest(peer: Peer) -> str:
-    text = "\n".join((sys.version, *peer.requirements))
+    text = "\n".join((sys.version, *peer.requirements, *peer.bare))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -195,6 +195,90 @@ def score(
         job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=columns)
 
 
+@app.command(name="off-policy")
+def off_policy(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or the folder of a run or of a bundle.")
+    ],
+    log: Annotated[str, typer.Argument(metavar="LOG", help="A file or glob of logged rows with propensities.")],
+    as_json: Json = False,
+    policy: Annotated[str, typer.Option("--policy", help="softmax or epsilon-greedy.")] = "softmax",
+    temperature: Annotated[float, typer.Option("--temperature", help="Of softmax, over log odds.")] = 1.0,
+    epsilon: Annotated[float, typer.Option("--epsilon", help="Of epsilon-greedy.")] = 0.1,
+    slate: Annotated[bool, typer.Option("--slate", help="Fill the positions without showing anything twice.")] = False,
+    candidates: Annotated[
+        str | None, typer.Option("--candidates", help="A file with a row an action; those of the log by default.")
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option("--reward-model", help="Another model that guesses rewards; MODEL by default.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option("--folds", help="Cross-fit the reward model: train its run's config so many times.")
+    ] = None,
+    action: Annotated[str, typer.Option("--action", help="Column: what was shown.")] = "item_id",
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="Column: what came of it; the model's label by default.")
+    ] = None,
+    propensity: Annotated[
+        str, typer.Option("--propensity", help="Column: the chance the logging policy had to show it.")
+    ] = "propensity_score",
+    position: Annotated[
+        str | None, typer.Option("--position", help="Column: where it was shown; `position` if there is one.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="Column: rows that belong together, such as a user's.")
+    ] = None,
+    clip: Annotated[float | None, typer.Option("--clip", help="The largest weight; none by default.")] = None,
+    switch: Annotated[float, typer.Option("--switch", help="Above this weight switch-DR believes the model.")] = 10.0,
+    max_weight: Annotated[
+        float | None, typer.Option("--max-weight", help="What no weight can exceed, if it is known.")
+    ] = None,
+    level: Annotated[float, typer.Option("--level", help="Of the intervals.")] = 0.95,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Of the bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap and the folds.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out and count rows that cannot be used, in place of an error.")
+    ] = False,
+    track: Annotated[bool, typer.Option("--track", help="Log the figures to the model's MLflow run.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The JSON; `off_policy.json` in the run, or here, by default.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Estimate what a policy made of a model would have earned, from what another policy logged.
+
+    `recsys off-policy work/open_bandit/runs/0001 log.parquet --slate --temperature 0.5`
+
+    `recsys off-policy models:/shop@challenger log.parquet --policy epsilon-greedy --clip 20`
+    """
+    if policy not in ("softmax", "epsilon-greedy"):
+        raise typer.BadParameter("give softmax or epsilon-greedy", param_hint="--policy")
+    with _job(as_json) as job:
+        from pipelines import off_policy as jobs
+
+        job.result = jobs.off_policy(
+            model,
+            log,
+            job.console,
+            tracking_uri=_tracking_uri(tracking_uri, workspace),
+            columns=jobs.LogColumns(action, reward, propensity, position, group),
+            policy=jobs.Policy(policy, temperature, epsilon, slate),  # type: ignore[arg-type]
+            candidates=candidates,
+            reward_model=reward_model,
+            folds=folds,
+            clip=clip,
+            switch=switch,
+            max_weight=max_weight,
+            level=level,
+            draws=draws,
+            seed=seed,
+            skip_bad=skip_bad,
+            track=track,
+            out=out,
+        )
+
+
 @app.command()
 def convert(
     model: Annotated[

@@ -436,3 +436,95 @@ def test_synthetic_with_other_fields():
     frame = RECIPES["synthetic"].load(rows=1000, fields=fields, drifting=["shop"], drift=1.0).collect()
     assert frame.columns[:4] == ["country", "device", "user_id", "shop"]
     assert frame["shop"].max() > 20
+
+
+OPEN_BANDIT_HEADER = ",timestamp,item_id,position,click,propensity_score," + ",".join(
+    [*(f"user_feature_{n}" for n in range(4)), *(f"user-item_affinity_{n}" for n in range(3))]
+)
+OPEN_BANDIT_ITEMS = [
+    ",item_id,item_feature_0,item_feature_1,item_feature_2,item_feature_3",
+    "0,0,-0.5,{0}7a,{0}11,{0}c",
+    "1,1,0.25,{0}3b,{0}11,{0}c",
+    "2,2,1.0,{0}7a,{0}22,{0}c",
+]
+
+
+def open_bandit_line(row, time, item, position, click, propensity="0.0125", affinities="0.0,2.0,0.0"):
+    return f"{row},2019-11-24 00:00:{time}+00:00,{item},{position},{click},{propensity},u,v,w,x,{affinities}"
+
+
+def open_bandit_files(folder, *lines, behaviour="random", salt="f", inner=""):
+    place = folder / behaviour / inner
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "all.csv").write_text("\n".join([OPEN_BANDIT_HEADER, *lines]) + "\n")
+    (place / "item_context.csv").write_text("\n".join(OPEN_BANDIT_ITEMS).format(salt) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("inner", ["", "all"])
+def test_open_bandit_golden(tmp_path, inner):
+    lines = (open_bandit_line(0, "53.965051", 2, 3, 1), open_bandit_line(1, "34.76283", 0, 1, 0, "0.00005"))
+    recipe = RECIPES["open_bandit"]
+    frame = recipe.load(open_bandit_files(tmp_path, *lines, inner=inner)).collect()
+    # In the order of time, whatever that of the file.
+    assert frame.row(1, named=True) == {
+        "timestamp": datetime.datetime(2019, 11, 24, 0, 0, 53, 965051),
+        "item_id": 2,
+        "position": 3,
+        "click": 1,
+        "propensity_score": 0.0125,
+        "user_feature_0": "u",
+        "user_feature_1": "v",
+        "user_feature_2": "w",
+        "user_feature_3": "x",
+        "item_feature_0": 1.0,
+        "item_feature_1": 0,
+        "item_feature_2": 2,
+        "item_feature_3": 0,
+        "affinities": [0.0, 2.0, 0.0],
+    }
+    assert frame["propensity_score"].to_list() == [0.00005, 0.0125]
+    pipeline = FeaturePipeline(validate(FeatureSpec, recipe.spec_hint)).fit(frame)
+    assert pipeline.encode_frame(frame, labels=True).ids.shape == (2, 9)
+
+
+def test_open_bandit_items_are_alike_under_both_policies(tmp_path):
+    for behaviour, salt in (("random", "f"), ("bts", "0")):
+        lines = [open_bandit_line(item, f"0{item}.5", item, 1, 0) for item in range(3)]
+        open_bandit_files(tmp_path, *lines, behaviour=behaviour, salt=salt)
+    random, bts = (RECIPES["open_bandit"].load(tmp_path, behaviour=name).collect() for name in ("random", "bts"))
+    assert random.equals(bts)
+    assert random["item_feature_1"].to_list() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (open_bandit_line(0, "34.7", 7, 1, 0), "item has no line. Found: item_id 7"),
+        (open_bandit_line(0, "34.7", 1, 1, 0, "often"), "line 2 has no propensity_score. Found: often"),
+        (open_bandit_line(0, "late", 1, 1, 0), "line 2 has no timestamp. Found: 2019-11-24 00:00:late"),
+        (open_bandit_line(0, "34.7", 1, "top", 0), "position is no integer. Found: 'top'"),
+        ("", "a header alone"),
+    ],
+)
+def test_open_bandit_damaged_files(tmp_path, line, message):
+    open_bandit_files(tmp_path, *([line] if line else []))
+    with pytest.raises(DataError) as error:
+        RECIPES["open_bandit"].load(tmp_path).collect()
+    assert message in str(error.value)
+    (tmp_path / "random" / "item_context.csv").unlink()
+    with pytest.raises(DataError, match="file is missing"):
+        RECIPES["open_bandit"].load(tmp_path)
+
+
+@pytest.mark.parametrize(("behaviour", "clicks"), [("random", 38), ("bts", 42)])
+def test_open_bandit_real(behaviour, clicks):
+    frame = RECIPES["open_bandit"].load(real_data("open-bandit"), behaviour=behaviour).collect()
+    assert frame.height == 10_000
+    assert frame["click"].sum() == clicks
+    assert sorted(frame["position"].unique()) == [1, 2, 3]
+    assert frame["item_id"].n_unique() == 80
+    assert frame["timestamp"].is_sorted()
+    assert frame["affinities"].list.len().unique().to_list() == [80]
+    assert frame["propensity_score"].is_between(0, 1, closed="right").all()
+    assert [frame[f"item_feature_{n}"].n_unique() for n in range(1, 4)] == [12, 21, 7]

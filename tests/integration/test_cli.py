@@ -22,7 +22,20 @@ from recsys.serving.scorer import Scorer
 
 # The code under test, also where the package is not installed.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-VERBS = ("prepare", "train", "evaluate", "register", "score", "convert", "prune", "run", "inspect", "demo", "data")
+VERBS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "register",
+    "score",
+    "convert",
+    "prune",
+    "off-policy",
+    "run",
+    "inspect",
+    "demo",
+    "data",
+)
 
 
 def sha256(path: Path) -> str:
@@ -534,7 +547,7 @@ def test_prune_refuses_and_leaves_nothing(in_trained: Any, recsys: Callable[...,
 
 def test_data_lists_and_writes(recsys: Callable[..., Any], tmp_path: Path) -> None:
     names = [recipe["name"] for recipe in recsys("data", "--json").json["recipes"]]
-    assert {"synthetic", "criteo", "frappe", "movielens_1m"} <= set(names)
+    assert {"synthetic", "criteo", "frappe", "movielens_1m", "open_bandit"} <= set(names)
     written = recsys("data", "synthetic", "rows=500", "seed=3", "--out", tmp_path / "e.parquet", "--json")
     assert written.code == 0, written.err
     frame = pl.read_parquet(tmp_path / "e.parquet")
