@@ -22,7 +22,23 @@ from recsys.serving.scorer import Scorer
 
 # The code under test, also where the package is not installed.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-VERBS = ("prepare", "train", "evaluate", "register", "score", "convert", "prune", "run", "inspect", "demo", "data")
+VERBS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "register",
+    "score",
+    "convert",
+    "prune",
+    "compare",
+    "promote",
+    "rollback",
+    "history",
+    "run",
+    "inspect",
+    "demo",
+    "data",
+)
 
 
 def sha256(path: Path) -> str:
