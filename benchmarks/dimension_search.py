@@ -495,8 +495,8 @@ def _equal_quality(
 
     Both are trained from scratch; searched allocations may also be taught by the largest model, or start from the
     supernet.
-    Validation picks the uniform allocation and the budget; the test rows judge them.  Shares are None where no budget
-    reaches that quality.
+    Validation picks the uniform allocation, and the fewest lookups with which a searched one is as good as it; the test
+    rows judge whether it is within WITHIN.  Shares are None where it is not.
     """
     table = {
         name: _line(data, searched, name, own, store) for name, own in runs.items() if not name.startswith("drawn")
@@ -509,7 +509,7 @@ def _equal_quality(
     from_scratch = [name for name in searched_arms if " " not in name]
 
     def equal_to(target: str, among: Sequence[str]) -> dict[str, Any]:
-        enough = [name for name in among if table[name]["valid_auc"] >= table[target]["valid_auc"] - WITHIN]
+        enough = [name for name in among if table[name]["valid_auc"] >= table[target]["valid_auc"]]
         chosen = enough[0] if enough else max(among, key=lambda name: table[name]["valid_auc"])
         against = difference(runs[chosen], runs[target], True)["auc"]
         equal = against.mean >= -WITHIN
