@@ -1,0 +1,285 @@
+"""The exact AUC, its DeLong variance, and the AUC within groups, made for tens of millions of rows.
+
+Without weights the scores are parted by class and by range, each part is sorted by itself (two cores, two parts at a
+time) and one pass over the two sorted classes counts wins and ties: no permutation of the rows is ever made, which
+would take several times as long as the sort.  With weights the rows are ordered once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.errors import DataError, UndefinedMetricError
+from recsys.evaluation import auc_kernels as kernels
+from recsys.evaluation.rows import columns, first_task, require, require_both_classes, require_same_rows
+
+_RANGES = 4
+_SAMPLE = 4096
+"""Scores that the cuts between ranges are taken from."""
+_PARALLEL_ROWS = 100_000
+"""With fewer rows a second thread costs more than it brings."""
+_LARGE_GROUP = 2048
+"""Groups of so many rows are sorted by numpy, which is faster on many values than a compiled loop."""
+
+
+@dataclass(frozen=True)
+class Auc:
+    """The area under the ROC curve and its variance."""
+
+    value: float
+    variance: float | None
+    """After DeLong; None with fewer than two rows of a class."""
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True)
+class GroupAuc:
+    """The AUC within each group that has both classes."""
+
+    values: np.ndarray
+    """[G] AUC of each such group, in the order of first appearance."""
+    weights: np.ndarray
+    """[G] rows of each, or the sum of their weights."""
+    single_class: int
+    """Groups with one class, which are left out."""
+
+    def mean(self) -> float:
+        """The values' mean, weighted by `weights`: the GAUC.
+
+        Raises:
+            UndefinedMetricError: No group has both classes.
+        """
+        if len(self.values) == 0:
+            raise UndefinedMetricError(f"none of {self.single_class} groups has both classes")
+        return float((self.values * self.weights).sum() / self.weights.sum())
+
+
+def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None) -> Auc:
+    """AUC and its variance from structural components (DeLong, DeLong and Clarke-Pearson, Biometrics 1988).
+
+    With v_i the share of negatives below positive i (ties counting half) and u_j the share of positives above negative
+    j, both means are the AUC and its variance is `var(v) / P + var(u) / Q`, of P positives and Q negatives, sample
+    variances with P - 1 and Q - 1.  With weights the shares, the mean A and the variance are weighted:
+    `sum w_i^2 (v_i - A)^2 / W^2 / (1 - sum w_i^2 / W^2)` for a class of total weight W, which is the same for equal
+    weights; it takes rows for independent and weights for given.
+
+    Args:
+        labels: [N] or [N, T] in {0, 1}.
+        scores: [N] or [N, T], any scale; float32 is faster than float64.
+        weight: [N] non-negative.
+
+    Raises:
+        DataError: as `columns` says it.
+        UndefinedMetricError: One of the classes is absent.
+
+    >>> delong(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
+    Auc(value=0.875, variance=0.03125, positives=2, negatives=2)
+    """
+    if weight is not None:
+        return _weighted(*columns(labels, scores, weight))
+    y, s = _binary(labels), _floats(scores)
+    require_same_rows(y, s, y)
+    positives, negatives = _sorted_classes(y, s)
+    p, n = (sum(len(part) for part in parts) for parts in (positives, negatives))
+    require_both_classes(p, n, len(y))
+    below, above, tasks = 0, n, []
+    for of_positives, of_negatives in zip(positives, negatives, strict=True):
+        above -= len(of_negatives)
+        tasks.append((of_positives, of_negatives, below, above))
+        below += len(of_positives)
+    found = _run(lambda task: kernels.count_losses(*task), tasks, len(y))
+    losses = sum(int(part[0]) for part in found)
+    mean = losses / (2 * p * n)
+    variance = 0.0
+    if min(p, n) > 1:
+        for squares, rows, others in (
+            (sum(part[1] for part in found), p, n),
+            (sum(part[2] for part in found), n, p),
+        ):
+            variance += max(squares / rows / (2 * others) ** 2 - mean**2, 0.0) / (rows - 1)
+    return Auc(1 - mean, variance if min(p, n) > 1 else None, p, n)
+
+
+def group_auc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight: np.ndarray | None = None) -> GroupAuc:
+    """AUC within each group.
+
+    Args:
+        labels: [N] or [N, T] in {0, 1}.
+        scores: [N] or [N, T], any scale.
+        group: [N] keys of any type that has an equality, none missing.
+        weight: [N] non-negative.
+
+    Raises:
+        DataError: as `columns` says it, or a key is missing.
+
+    >>> group_auc(np.array([0, 1, 0, 1, 1]), np.array([0.1, 0.4, 0.4, 0.3, 0.8]), np.array(list("aabbc")))
+    GroupAuc(values=array([1., 0.]), weights=array([2., 2.]), single_class=1)
+    """
+    codes, groups = group_codes(group)
+    if len(codes) != len(labels):
+        raise DataError("not one key a row", field="group", found=f"{len(codes)} keys for {len(labels)} rows")
+    if weight is not None:
+        return _weighted_groups(*columns(labels, scores, weight), codes)
+    y, s = _binary(labels), _floats(scores)
+    require_same_rows(y, s, y)
+    _require_finite(s, s)
+    starts, positives, values = np.empty(groups + 1, np.int64), np.empty(groups, np.int64), np.empty_like(s)
+    kernels.part_groups(y, s, codes, starts, positives, values)
+    for code in np.flatnonzero(np.diff(starts) >= _LARGE_GROUP):
+        middle = starts[code] + positives[code]
+        values[starts[code] : middle].sort()
+        values[middle : starts[code + 1]].sort()
+    losses = np.empty(groups, np.int64)
+    bounds = np.searchsorted(starts, np.linspace(0, len(y), _RANGES + 1)[1:-1])
+    bounds = np.clip(np.r_[0, bounds, groups], 0, groups)
+    _run(
+        lambda part: kernels.group_losses(values, starts, positives, *part, _LARGE_GROUP, losses),
+        list(itertools.pairwise(bounds)),
+        len(y),
+    )
+    sizes = np.diff(starts)
+    both = (positives > 0) & (positives < sizes)
+    pairs = positives[both] * (sizes - positives)[both]
+    return GroupAuc(1 - losses[both] / (2 * pairs), sizes[both].astype(np.float64), int((~both).sum()))
+
+
+def group_codes(group: np.ndarray) -> tuple[np.ndarray, int]:
+    """[N] int64 codes of the groups in the order of first appearance, and their number.
+
+    Raises:
+        DataError: A key is missing.
+    """
+    codes, names = pd.factorize(np.asarray(group))
+    missing = int((codes < 0).sum())
+    if missing:
+        raise DataError(
+            "group keys are missing",
+            field="group",
+            found=f"{missing:,} of {len(codes):,} rows",
+            mend="give these rows a key of their own, or leave them out",
+        )
+    return codes.astype(np.int64, copy=False), len(names)
+
+
+def tied(labels: np.ndarray, scores: np.ndarray, *weights: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Sums over rows of equal score, ascending: of positives and of negatives, for each column of weights.
+
+    Args:
+        labels: [N] float64 in {0, 1}.
+        scores: [N].
+        weights: [N] each.
+
+    >>> tied(np.array([1.0, 0.0, 1.0]), np.array([0.5, 0.5, 0.7]), np.ones(3))
+    ((array([1., 1.]), array([1., 0.])),)
+    """
+    order = np.argsort(scores)
+    ordered, y = scores[order], labels[order]
+    start = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sums = []
+    for column in weights:
+        w = column[order]
+        sums.append((np.add.reduceat(w * y, start), np.add.reduceat(w * (1 - y), start)))
+    return tuple(sums)
+
+
+def _weighted(y: np.ndarray, s: np.ndarray, w: np.ndarray) -> Auc:
+    counted = w > 0
+    y, s, w = y[counted], s[counted], w[counted]
+    p = int(y.sum())
+    require_both_classes(p, len(y) - p, len(counted))
+    (positive, negative), (positive_squares, negative_squares) = tied(y, s, w, w * w)
+    total, other = positive.sum(), negative.sum()
+    of_positives = (negative[::-1].cumsum()[::-1] - negative / 2) / other
+    of_negatives = (positive.cumsum() - positive / 2) / total
+    mean = float((positive * of_positives).sum() / total)
+    variance = 0.0
+    for squares, weights, shares in (
+        (positive_squares, positive, of_positives),
+        (negative_squares, negative, of_negatives),
+    ):
+        whole = float(weights.sum()) ** 2
+        spread = float((squares * (shares - mean) ** 2).sum()) / whole
+        variance += spread / max(1 - float(squares.sum()) / whole, np.finfo(float).tiny)
+    return Auc(1 - mean, variance if min(p, len(y) - p) > 1 else None, p, len(y) - p)
+
+
+def _weighted_groups(y: np.ndarray, s: np.ndarray, w: np.ndarray, codes: np.ndarray) -> GroupAuc:
+    if len(y) == 0:
+        return GroupAuc(np.empty(0), np.empty(0), 0)
+    order = np.lexsort((s, codes))
+    g, scores = codes[order], s[order]
+    positive, negative = (w * y)[order], (w * (1 - y))[order]
+    new_group = np.r_[True, g[1:] != g[:-1]]
+    tie = np.flatnonzero(new_group | np.r_[True, scores[1:] != scores[:-1]])
+    positives, negatives = np.add.reduceat(positive, tie), np.add.reduceat(negative, tie)
+    first = np.flatnonzero(new_group[tie])
+    before = np.cumsum(negatives) - negatives
+    below = before - np.repeat(before[first], np.diff(np.r_[first, len(tie)]))
+    wins = np.add.reduceat(positives * (below + 0.5 * negatives), first)
+    n_positive, n_negative = np.add.reduceat(positives, first), np.add.reduceat(negatives, first)
+    both = (n_positive > 0) & (n_negative > 0)
+    values = wins[both] / (n_positive[both] * n_negative[both])
+    return GroupAuc(values, (n_positive + n_negative)[both], int((~both).sum()))
+
+
+def _sorted_classes(y: np.ndarray, s: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Sorted scores of the positives and of the negatives, range by range: no value is in two ranges."""
+    if len(y) < _PARALLEL_ROWS:
+        cuts = s[:0]
+    else:
+        sample = np.sort(s[:: len(s) // _SAMPLE])
+        cuts = np.unique(sample[np.arange(1, _RANGES) * len(sample) // _RANGES])
+        cuts = cuts[~np.isnan(cuts)]
+    parts = 2 * (len(cuts) + 1)
+    slices = [slice(len(y) * k // _RANGES, len(y) * (k + 1) // _RANGES) for k in range(_RANGES)]
+    counts = np.empty((_RANGES, parts), np.int64)
+    _run(lambda k: kernels.count_parts(y[slices[k]], s[slices[k]], cuts, counts[k]), range(_RANGES), len(y))
+    ends = counts.sum(axis=0).cumsum()
+    starts = np.r_[0, ends[:-1]]
+    places = starts + np.cumsum(counts, axis=0) - counts
+    out = np.empty_like(s)
+    _run(lambda k: kernels.fill_parts(y[slices[k]], s[slices[k]], cuts, places[k], out), range(_RANGES), len(y))
+    classes = [out[start:end] for start, end in zip(starts, ends, strict=True)]
+    _run(lambda part: part.sort(), classes, len(y))
+    for part in classes:
+        # a sort puts what is not a number last, and the infinite at the ends
+        _require_finite(part[[0, -1]] if len(part) else part, s)
+    return classes[parts // 2 :], classes[: parts // 2]
+
+
+def _run(work: Callable[[Any], Any], tasks: Iterable[Any], rows: int) -> list[Any]:
+    """Results of the tasks, in their order; by several threads where it is worth it."""
+    if rows < _PARALLEL_ROWS:
+        return [work(task) for task in tasks]
+    with ThreadPoolExecutor(min(_RANGES, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, tasks))
+
+
+def _binary(labels: np.ndarray) -> np.ndarray:
+    """[N] uint8 of labels in {0, 1}."""
+    y = first_task(labels)
+    if y.dtype == bool:
+        return np.ascontiguousarray(y).view(np.uint8)
+    one = y == 1
+    if np.count_nonzero(one) + np.count_nonzero(y == 0) != len(y):
+        require(one | (y == 0), y, "labels are not binary", "labels", "0 or 1", "leave these rows out")
+    return one.view(np.uint8)
+
+
+def _floats(scores: np.ndarray) -> np.ndarray:
+    s = first_task(scores)
+    return np.ascontiguousarray(s, dtype=np.float32 if s.dtype == np.float32 else np.float64)
+
+
+def _require_finite(some: np.ndarray, scores: np.ndarray) -> None:
+    if not np.isfinite(some).all():
+        columns(np.zeros(len(scores)), scores)
