@@ -1,7 +1,7 @@
 """The exact AUC, its DeLong variance, and the AUC within groups, made for tens of millions of rows.
 
-Without weights the scores are parted by class and by range, each part is sorted by itself (two cores, two parts at a
-time) and one pass over the two sorted classes counts wins and ties: no permutation of the rows is ever made, which
+Without weights the scores are parted by class and into two ranges, each part is sorted by itself (two ranges on two
+cores) and one pass over the two sorted classes counts wins and ties: no permutation of the rows is ever made, which
 would take several times as long as the sort.  With weights the rows are ordered once.
 """
 
@@ -21,9 +21,9 @@ from features.errors import DataError, UndefinedMetricError
 from recsys.evaluation import auc_kernels as kernels
 from recsys.evaluation.rows import columns, first_task, require, require_both_classes, require_same_rows
 
-_RANGES = 4
+_THREADS = 2
 _SAMPLE = 4096
-"""Scores that the cuts between ranges are taken from."""
+"""Scores that the cut between the two ranges is taken from."""
 _PARALLEL_ROWS = 100_000
 """With fewer rows a second thread costs more than it brings."""
 _LARGE_GROUP = 2048
@@ -88,15 +88,18 @@ def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = N
         return _weighted(*columns(labels, scores, weight))
     y, s = _binary(labels), _floats(scores)
     require_same_rows(y, s, y)
-    positives, negatives = _sorted_classes(y, s)
-    p, n = (sum(len(part) for part in parts) for parts in (positives, negatives))
+    p = int(np.count_nonzero(y))
+    n = len(y) - p
     require_both_classes(p, n, len(y))
-    below, above, tasks = 0, n, []
-    for of_positives, of_negatives in zip(positives, negatives, strict=True):
-        above -= len(of_negatives)
-        tasks.append((of_positives, of_negatives, below, above))
-        below += len(of_positives)
-    found = _run(lambda task: kernels.count_losses(*task), tasks, len(y))
+    low_negatives, low_positives, high_negatives, high_positives = _parts(y, s)
+    found = _run(
+        lambda part: _sorted_losses(*part, s),
+        [
+            (low_positives, low_negatives, 0, len(high_negatives)),
+            (high_positives, high_negatives, len(low_positives), 0),
+        ],
+        len(y),
+    )
     losses = sum(int(part[0]) for part in found)
     mean = losses / (2 * p * n)
     variance = 0.0
@@ -139,7 +142,7 @@ def group_auc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight:
         values[starts[code] : middle].sort()
         values[middle : starts[code + 1]].sort()
     losses = np.empty(groups, np.int64)
-    bounds = np.searchsorted(starts, np.linspace(0, len(y), _RANGES + 1)[1:-1])
+    bounds = np.searchsorted(starts, np.linspace(0, len(y), _THREADS + 1)[1:-1])
     bounds = np.clip(np.r_[0, bounds, groups], 0, groups)
     _run(
         lambda part: kernels.group_losses(values, starts, positives, *part, _LARGE_GROUP, losses),
@@ -231,36 +234,37 @@ def _weighted_groups(y: np.ndarray, s: np.ndarray, w: np.ndarray, codes: np.ndar
     return GroupAuc(values, (n_positive + n_negative)[both], int((~both).sum()))
 
 
-def _sorted_classes(y: np.ndarray, s: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Sorted scores of the positives and of the negatives, range by range: no value is in two ranges."""
-    if len(y) < _PARALLEL_ROWS:
-        cuts = s[:0]
-    else:
-        sample = np.sort(s[:: len(s) // _SAMPLE])
-        cuts = np.unique(sample[np.arange(1, _RANGES) * len(sample) // _RANGES])
-        cuts = cuts[~np.isnan(cuts)]
-    parts = 2 * (len(cuts) + 1)
-    slices = [slice(len(y) * k // _RANGES, len(y) * (k + 1) // _RANGES) for k in range(_RANGES)]
-    counts = np.empty((_RANGES, parts), np.int64)
-    _run(lambda k: kernels.count_parts(y[slices[k]], s[slices[k]], cuts, counts[k]), range(_RANGES), len(y))
-    ends = counts.sum(axis=0).cumsum()
-    starts = np.r_[0, ends[:-1]]
-    places = starts + np.cumsum(counts, axis=0) - counts
+def _parts(y: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
+    """Scores of low negatives, low positives, high negatives and high positives, of which each range has about half."""
+    cut = s.dtype.type(np.inf) if len(y) < _PARALLEL_ROWS else np.median(s[:: len(s) // _SAMPLE])
+    slices = _slices(len(y))
+    found = _run(lambda part: kernels.count_parts(y[part], s[part], cut), slices, len(y))
+    positive, high, both = np.array(found, dtype=np.int64).T
+    rows = np.array([part.stop - part.start for part in slices])
+    counts = np.stack([rows - positive - high + both, positive - both, high - both, both], 1)
+    ends = counts.sum(0).cumsum()
+    places = np.r_[0, ends[:-1]] + np.cumsum(counts, axis=0) - counts
     out = np.empty_like(s)
-    _run(lambda k: kernels.fill_parts(y[slices[k]], s[slices[k]], cuts, places[k], out), range(_RANGES), len(y))
-    classes = [out[start:end] for start, end in zip(starts, ends, strict=True)]
-    _run(lambda part: part.sort(), classes, len(y))
-    for part in classes:
+    _run(lambda k: kernels.fill_parts(y[slices[k]], s[slices[k]], cut, places[k], out), range(_THREADS), len(y))
+    return np.split(out, ends[:-1])
+
+
+def _sorted_losses(
+    positives: np.ndarray, negatives: np.ndarray, positives_below: int, negatives_above: int, scores: np.ndarray
+) -> Any:
+    """What `count_losses` says of one range; its scores are sorted in place."""
+    for part in (positives, negatives):
+        part.sort()
         # a sort puts what is not a number last, and the infinite at the ends
-        _require_finite(part[[0, -1]] if len(part) else part, s)
-    return classes[parts // 2 :], classes[: parts // 2]
+        _require_finite(part[[0, -1]] if len(part) else part, scores)
+    return kernels.count_losses(positives, negatives, positives_below, negatives_above)
 
 
 def _run(work: Callable[[Any], Any], tasks: Iterable[Any], rows: int) -> list[Any]:
     """Results of the tasks, in their order; by several threads where it is worth it."""
     if rows < _PARALLEL_ROWS:
         return [work(task) for task in tasks]
-    with ThreadPoolExecutor(min(_RANGES, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, tasks))
 
 
@@ -269,10 +273,20 @@ def _binary(labels: np.ndarray) -> np.ndarray:
     y = first_task(labels)
     if y.dtype == bool:
         return np.ascontiguousarray(y).view(np.uint8)
-    one = y == 1
-    if np.count_nonzero(one) + np.count_nonzero(y == 0) != len(y):
+    one = np.empty(len(y), dtype=bool)
+
+    def convert(part: slice) -> int:
+        np.equal(y[part], 1, out=one[part])
+        return int(np.count_nonzero(one[part]) + np.count_nonzero(y[part] == 0))
+
+    if sum(_run(convert, _slices(len(y)), len(y))) != len(y):
         require(one | (y == 0), y, "labels are not binary", "labels", "0 or 1", "leave these rows out")
     return one.view(np.uint8)
+
+
+def _slices(rows: int) -> list[slice]:
+    """The rows of each thread."""
+    return [slice(rows * k // _THREADS, rows * (k + 1) // _THREADS) for k in range(_THREADS)]
 
 
 def _floats(scores: np.ndarray) -> np.ndarray:

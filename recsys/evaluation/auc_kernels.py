@@ -17,43 +17,47 @@ _SMALL = 24
 
 
 @njit(**_COMPILE)
-def count_parts(labels: Any, scores: Any, cuts: Any, counts: Any) -> None:
-    """Counts rows by class and range.
+def count_parts(labels: Any, scores: Any, cut: Any) -> Any:
+    """How many rows are positive, how many score at least `cut`, and how many are both.
 
     Args:
         labels: [n] uint8 in {0, 1}.
         scores: [n].
-        cuts: [C] ascending; a range is from one cut up to the next.
-        counts: [2 * (C + 1)] int64, written: the ranges of the negatives, then those of the positives.
+        cut: of the scores' type.
     """
-    ranges = len(cuts) + 1
-    counts[:] = 0
+    positive, high, both = np.int64(0), np.int64(0), np.int64(0)
     for row in range(len(scores)):
-        place = labels[row] * ranges
-        for cut in cuts:
-            place += scores[row] >= cut
-        counts[place] += 1
+        a, b = np.int64(labels[row]), np.int64(scores[row] >= cut)
+        positive += a
+        high += b
+        both += a & b
+    return positive, high, both
 
 
 @njit(**_COMPILE)
-def fill_parts(labels: Any, scores: Any, cuts: Any, places: Any, out: Any) -> None:
-    """Copies each score to the part of its class and range.
+def fill_parts(labels: Any, scores: Any, cut: Any, places: Any, out: Any) -> None:
+    """Copies each score to the part of its class and range; cursors stay in registers and no branch is taken.
 
     Args:
         labels: [n] uint8 in {0, 1}.
         scores: [n].
-        cuts: [C] as counted by.
-        places: [2 * (C + 1)] int64: where each part goes on; moved on.
+        cut: as counted by.
+        places: [4] int64: where the low negatives, low positives, high negatives and high positives go.
         out: [N], written.
     """
-    ranges = len(cuts) + 1
+    low_negative, low_positive, high_negative, high_positive = places[0], places[1], places[2], places[3]
     for row in range(len(scores)):
         score = scores[row]
-        part = labels[row] * ranges
-        for cut in cuts:
-            part += score >= cut
-        out[places[part]] = score
-        places[part] += 1
+        positive, high = labels[row] != 0, score >= cut
+        if_low = low_positive if positive else low_negative
+        if_high = high_positive if positive else high_negative
+        out[if_high if high else if_low] = score
+        a, b = np.int64(positive), np.int64(high)
+        both = a & b
+        high_positive += both
+        low_positive += a - both
+        high_negative += b - both
+        low_negative += 1 - a - b + both
 
 
 @njit(**_COMPILE)
@@ -75,34 +79,31 @@ def count_losses(positives: Any, negatives: Any, positives_below: Any, negatives
     i, j = 0, 0
     above = 2 * (negatives_above + len(negatives))
     below = 2 * positives_below
-    while i < len(positives) and j < len(negatives):
-        x, y = positives[i], negatives[j]
-        if x < y:
-            loss = above - 2 * j
-            total += loss
-            squares += np.float64(loss) * np.float64(loss)
-            i += 1
-        elif y < x:
-            loss = below + 2 * i
-            negative_squares += np.float64(loss) * np.float64(loss)
+    while i < len(positives):
+        score, start = positives[i], j
+        while j < len(negatives) and negatives[j] < score:
             j += 1
-        else:
+        loss = np.float64(below + 2 * i)
+        negative_squares += (j - start) * (loss * loss)
+        if j < len(negatives) and negatives[j] == score:
             a, b = i, j
-            while i < len(positives) and positives[i] == x:
+            while i < len(positives) and positives[i] == score:
                 i += 1
-            while j < len(negatives) and negatives[j] == x:
+            while j < len(negatives) and negatives[j] == score:
                 j += 1
             tied, equal = i - a, j - b
-            loss = above - 2 * b - equal
-            total += tied * loss
-            squares += tied * (np.float64(loss) * np.float64(loss))
-            loss = below + 2 * a + tied
-            negative_squares += equal * (np.float64(loss) * np.float64(loss))
-    loss = 2 * negatives_above
-    total += (len(positives) - i) * loss
-    squares += (len(positives) - i) * (np.float64(loss) * np.float64(loss))
-    loss = below + 2 * len(positives)
-    negative_squares += (len(negatives) - j) * (np.float64(loss) * np.float64(loss))
+            loss = np.float64(below + 2 * a + tied)
+            negative_squares += equal * (loss * loss)
+            own = above - 2 * b - equal
+            total += tied * own
+            squares += tied * (np.float64(own) * np.float64(own))
+        else:
+            own = above - 2 * j
+            total += own
+            squares += np.float64(own) * np.float64(own)
+            i += 1
+    loss = np.float64(below + 2 * len(positives))
+    negative_squares += (len(negatives) - j) * (loss * loss)
     return total, squares, negative_squares
 
 
