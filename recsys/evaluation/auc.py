@@ -7,7 +7,6 @@ would take several times as long as the sort.  With weights the rows are ordered
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,8 @@ _SAMPLE = 4096
 """Scores that the cut between the two ranges is taken from."""
 _PARALLEL_ROWS = 100_000
 """With fewer rows a second thread costs more than it brings."""
-_LARGE_GROUP = 2048
-"""Groups of so many rows are sorted by numpy, which is faster on many values than a compiled loop."""
+_BUCKET_ROWS = 8192
+"""Rows of a bucket, which with its hash table fits the second level of a cache."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class GroupAuc:
     """The AUC within each group that has both classes."""
 
     values: np.ndarray
-    """[G] AUC of each such group, in the order of first appearance."""
+    """[G] AUC of each such group, in an order that the keys and the number of rows decide."""
     weights: np.ndarray
     """[G] rows of each, or the sum of their weights."""
     single_class: int
@@ -127,32 +126,16 @@ def group_auc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight:
     >>> group_auc(np.array([0, 1, 0, 1, 1]), np.array([0.1, 0.4, 0.4, 0.3, 0.8]), np.array(list("aabbc")))
     GroupAuc(values=array([1., 0.]), weights=array([2., 2.]), single_class=1)
     """
-    codes, groups = group_codes(group)
-    if len(codes) != len(labels):
-        raise DataError("not one key a row", field="group", found=f"{len(codes)} keys for {len(labels)} rows")
+    keys = np.asarray(group)
+    if len(keys) != len(labels):
+        raise DataError("not one key a row", field="group", found=f"{len(keys)} keys for {len(labels)} rows")
     if weight is not None:
-        return _weighted_groups(*columns(labels, scores, weight), codes)
+        return _weighted_groups(*columns(labels, scores, weight), group_codes(keys)[0])
+    keys = keys.astype(np.int64, copy=False) if keys.dtype.kind in "iub" else group_codes(keys)[0]
     y, s = _binary(labels), _floats(scores)
     require_same_rows(y, s, y)
     _require_finite(s, s)
-    starts, positives, values = np.empty(groups + 1, np.int64), np.empty(groups, np.int64), np.empty_like(s)
-    kernels.part_groups(y, s, codes, starts, positives, values)
-    for code in np.flatnonzero(np.diff(starts) >= _LARGE_GROUP):
-        middle = starts[code] + positives[code]
-        values[starts[code] : middle].sort()
-        values[middle : starts[code + 1]].sort()
-    losses = np.empty(groups, np.int64)
-    bounds = np.searchsorted(starts, np.linspace(0, len(y), _THREADS + 1)[1:-1])
-    bounds = np.clip(np.r_[0, bounds, groups], 0, groups)
-    _run(
-        lambda part: kernels.group_losses(values, starts, positives, *part, _LARGE_GROUP, losses),
-        list(itertools.pairwise(bounds)),
-        len(y),
-    )
-    sizes = np.diff(starts)
-    both = (positives > 0) & (positives < sizes)
-    pairs = positives[both] * (sizes - positives)[both]
-    return GroupAuc(1 - losses[both] / (2 * pairs), sizes[both].astype(np.float64), int((~both).sum()))
+    return _bucketed_groups(y, s, np.ascontiguousarray(keys))
 
 
 def group_codes(group: np.ndarray) -> tuple[np.ndarray, int]:
@@ -213,6 +196,36 @@ def _weighted(y: np.ndarray, s: np.ndarray, w: np.ndarray) -> Auc:
         spread = float((squares * (shares - mean) ** 2).sum()) / whole
         variance += spread / max(1 - float(squares.sum()) / whole, np.finfo(float).tiny)
     return Auc(1 - mean, variance if min(p, len(y) - p) > 1 else None, p, len(y) - p)
+
+
+def _bucketed_groups(y: np.ndarray, s: np.ndarray, keys: np.ndarray) -> GroupAuc:
+    """Rows go to buckets by a hash of their key, and within a bucket, which fits the cache, to their groups."""
+    bits = min(max(len(y) // _BUCKET_ROWS, 2).bit_length(), 11)
+    buckets, shift, slices = 1 << bits, np.uint64(64 - bits), _slices(len(y))
+    counts = np.zeros((_THREADS, buckets, 2), np.int64)
+    _run(lambda k: kernels.count_buckets(y[slices[k]], keys[slices[k]], shift, counts[k]), range(_THREADS), len(y))
+    rows = counts.sum(0)
+    places = (rows.cumsum() - rows.reshape(-1)).reshape(buckets, 2) + counts.cumsum(0) - counts
+    out_keys, out_scores = np.empty(len(y), np.int64), np.empty(len(y))
+    _run(
+        lambda k: kernels.fill_buckets(
+            y[slices[k]], s[slices[k]], keys[slices[k]], shift, places[k], out_keys, out_scores
+        ),
+        range(_THREADS),
+        len(y),
+    )
+    starts = np.r_[0, rows.sum(1).cumsum()]
+    groups = np.empty((buckets, 2), np.int64)
+    half = int(np.searchsorted(starts, len(y) // 2))
+    _run(
+        lambda part: kernels.bucket_aucs(out_keys, out_scores, starts, rows[:, 0].copy(), *part, groups),
+        [(0, min(half, buckets)), (min(half, buckets), buckets)],
+        len(y),
+    )
+    ends = starts[:-1] + groups[:, 0]
+    kept = [slice(begin, end) for begin, end in zip(starts[:-1], ends, strict=True)]
+    values = np.concatenate([out_scores[part] for part in kept])
+    return GroupAuc(values, np.concatenate([out_keys[part] for part in kept]).astype(float), int(groups[:, 1].sum()))
 
 
 def _weighted_groups(y: np.ndarray, s: np.ndarray, w: np.ndarray, codes: np.ndarray) -> GroupAuc:

@@ -108,59 +108,114 @@ def count_losses(positives: Any, negatives: Any, positives_below: Any, negatives
 
 
 @njit(**_COMPILE)
-def part_groups(labels: Any, scores: Any, codes: Any, starts: Any, positives: Any, out: Any) -> None:
-    """Brings the scores of each group together: its positives first, then its negatives.
+def count_buckets(labels: Any, keys: Any, shift: Any, counts: Any) -> None:
+    """Counts rows by the bucket of their key and by class.
 
     Args:
-        labels: [N] uint8 in {0, 1}.
-        scores: [N].
-        codes: [N] int64 in [0, G).
-        starts: [G + 1] int64, written: where each group begins.
-        positives: [G] int64, written: how many of each group are positive.
-        out: [N], written.
+        labels: [n] uint8 in {0, 1}.
+        keys: [n] int64.
+        shift: bits of a key's hash that are not the bucket.
+        counts: [B, 2] int64, added to: positives, then negatives.
     """
-    starts[:] = 0
-    positives[:] = 0
-    for row in range(len(codes)):
-        starts[codes[row] + 1] += 1
-        positives[codes[row]] += labels[row]
-    for group in range(len(positives)):
-        starts[group + 1] += starts[group]
-    front = starts[:-1].copy()
-    back = starts[:-1] + positives
-    for row in range(len(codes)):
-        group = codes[row]
-        if labels[row]:
-            out[front[group]] = scores[row]
-            front[group] += 1
-        else:
-            out[back[group]] = scores[row]
-            back[group] += 1
+    for row in range(len(keys)):
+        counts[_mixed(keys[row]) >> shift, 1 - labels[row]] += 1
 
 
 @njit(**_COMPILE)
-def group_losses(
-    values: Any, starts: Any, positives: Any, first: Any, last: Any, sorted_from: Any, losses: Any
-) -> None:
-    """The losses of the positives of each group, in half pairs.
+def fill_buckets(labels: Any, scores: Any, keys: Any, shift: Any, places: Any, out_keys: Any, out_scores: Any) -> None:
+    """Copies rows to their buckets, positives before negatives.
 
     Args:
-        values: [N] as `part_groups` wrote them; sorted in place.
-        starts: [G + 1] as written there.
-        positives: [G] as written there.
-        first: the first group of this thread.
-        last: the group to stop before.
-        sorted_from: groups of so many rows are sorted already.
-        losses: [G] int64, written.
+        labels: [n] uint8 in {0, 1}.
+        scores: [n].
+        keys: [n] int64.
+        shift: as counted by.
+        places: [B, 2] int64: where each bucket and class goes on; moved on.
+        out_keys: [N] int64, written.
+        out_scores: [N] float64, written.
     """
-    for group in range(first, last):
-        begin, end = starts[group], starts[group + 1]
-        middle = begin + positives[group]
-        if end - begin < sorted_from:
-            _sort(values[begin:middle])
-            _sort(values[middle:end])
-        total, _, _ = count_losses(values[begin:middle], values[middle:end], 0, 0)
-        losses[group] = total
+    for row in range(len(keys)):
+        bucket, other = _mixed(keys[row]) >> shift, 1 - labels[row]
+        place = places[bucket, other]
+        places[bucket, other] = place + 1
+        out_keys[place] = keys[row]
+        out_scores[place] = scores[row]
+
+
+@njit(**_COMPILE)
+def bucket_aucs(keys: Any, scores: Any, starts: Any, positives: Any, first: Any, last: Any, groups: Any) -> None:
+    """The AUC of each group of some buckets; a bucket fits the cache.
+
+    Args:
+        keys: [N] as `fill_buckets` wrote them. Where a bucket begins, its two-class groups' rows are written.
+        scores: [N] as written there. Where a bucket begins, the AUC of these groups is written.
+        starts: [B + 1] where each bucket begins.
+        positives: [B] how many of its rows are positive.
+        first: the first bucket of this thread.
+        last: the bucket to stop before.
+        groups: [B, 2] int64, written: groups of two classes and of one.
+    """
+    most = np.int64(1)
+    for bucket in range(first, last):
+        most = max(most, starts[bucket + 1] - starts[bucket])
+    size = np.int64(2)
+    while size < 2 * most:
+        size *= 2
+    table, owner = np.empty(size, np.int64), np.empty(size, np.int32)
+    codes, counts = np.empty(most, np.int32), np.empty((most, 2), np.int64)
+    places, values = np.empty((most, 2), np.int64), np.empty(most, np.float64)
+    for bucket in range(first, last):
+        begin, middle, end = starts[bucket], starts[bucket] + positives[bucket], starts[bucket + 1]
+        slots = np.int64(2)
+        while slots < 2 * (end - begin):
+            slots *= 2
+        owner[:slots] = -1
+        found = 0
+        for row in range(begin, end):
+            key = keys[row]
+            slot = np.int64(_mixed(key) & np.uint64(slots - 1))
+            while owner[slot] >= 0 and table[slot] != key:
+                slot = (slot + 1) & (slots - 1)
+            if owner[slot] < 0:
+                table[slot] = key
+                owner[slot] = found
+                counts[found] = 0
+                found += 1
+            codes[row - begin] = owner[slot]
+            counts[owner[slot], np.int64(row >= middle)] += 1
+        place = 0
+        for group in range(found):
+            places[group, 0] = place
+            places[group, 1] = place + counts[group, 0]
+            place += counts[group, 0] + counts[group, 1]
+        for row in range(begin, end):
+            group, other = codes[row - begin], np.int64(row >= middle)
+            values[places[group, other]] = scores[row]
+            places[group, other] += 1
+        both = 0
+        for group in range(found):
+            p, n = counts[group]
+            if p == 0 or n == 0:
+                continue
+            stop = places[group, 1]
+            own, others = values[stop - n - p : stop - n], values[stop - n : stop]
+            _sort(own)
+            _sort(others)
+            losses, _, _ = count_losses(own, others, 0, 0)
+            scores[begin + both] = 1 - losses / (2 * np.float64(p) * np.float64(n))
+            keys[begin + both] = p + n
+            both += 1
+        groups[bucket, 0] = both
+        groups[bucket, 1] = found - both
+
+
+@njit(**_COMPILE)
+def _mixed(key: Any) -> Any:
+    """A hash of 64 bits, each of which depends on all of the key's (the finaliser of MurmurHash3)."""
+    mixed = np.uint64(key)
+    mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return mixed ^ (mixed >> np.uint64(33))
 
 
 @njit(**_COMPILE)
