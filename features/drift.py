@@ -152,7 +152,7 @@ def compare(before: Profile, now: Profile, limits: DriftConfig) -> list[dict[str
     for name, counts in now.buckets.items():
         old = before.buckets[name]
         rows, rows_before = int(counts.sum()), int(old.sum())
-        entry: dict[str, Any] = {"feature": name, "psi": round(_psi(old, counts), 4), "chance": 0.0}
+        entry: dict[str, Any] = {"feature": name, "psi": round(psi(old, counts), 4), "chance": 0.0}
         if rows and rows_before:
             entry["chance"] = round((len(counts) - 1) * (1 / rows + 1 / rows_before), 4)
         entry |= {"unseen": None, "missing_before": None, "missing": None}
@@ -184,7 +184,19 @@ def schema_drift(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     ]
 
 
-def _psi(before: np.ndarray, now: np.ndarray) -> float:
+def psi(before: np.ndarray, now: np.ndarray) -> float:
+    """Returns the population stability index of two columns of counts: sum((p - q) * log(p / q)) over buckets.
+
+    Half a row is added to each bucket, so that an empty one has a logarithm.
+
+    Args:
+        before: [B] rows a bucket.
+        now: [B] rows a bucket.
+
+    Example:
+        >>> round(psi(np.array([50, 50]), np.array([80, 20])), 3)
+        0.406
+    """
     p, q = ((counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (before, now))
     return float(((p - q) * np.log(p / q)).sum())
 

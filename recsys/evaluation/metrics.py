@@ -1,18 +1,58 @@
 """Exact metrics of click probabilities: discrimination, accuracy of the probabilities, calibration.
 
-Everything is computed from all rows in float64, nothing is binned but the expected calibration error.
+Everything is computed from all rows in float64, nothing is binned but the expected calibration error and the parts of
+the Brier score.  `docs/metrics.md` has the definitions side by side.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from features.errors import DataError, UndefinedMetricError
+from features.drift import psi
+from features.errors import UndefinedMetricError
+from recsys.evaluation.auc import delong, group_auc, tied
+from recsys.evaluation.calibration import brier_parts, ece_interval, expected_calibration_error, reliability_curve
+from recsys.evaluation.intervals import (
+    LEVEL,
+    Interval,
+    auc_interval,
+    brier_interval,
+    calibration_ratio_interval,
+    gauc_interval,
+    logloss_interval,
+    normalised_entropy_interval,
+)
+from recsys.evaluation.rows import columns, mean, require_both_classes, require_probabilities, row_losses
 
-ECE_BINS = 20
-_CLIP = 1e-12
+__all__ = [
+    "auc",
+    "average_precision",
+    "brier",
+    "calibration_ratio",
+    "evaluate",
+    "evaluate_intervals",
+    "expected_calibration_error",
+    "gauc",
+    "logloss",
+    "normalised_entropy",
+    "prediction_drift",
+    "reliability_curve",
+    "roc_curve",
+    "row_losses",
+]
+
+_INTERVALS: dict[str, Callable[..., Interval]] = {
+    "auc": auc_interval,
+    "logloss": logloss_interval,
+    "normalised_entropy": normalised_entropy_interval,
+    "calibration_ratio": calibration_ratio_interval,
+    "ece": ece_interval,
+    "brier": brier_interval,
+}
 
 
 def evaluate(
@@ -30,14 +70,18 @@ def evaluate(
         group: [N] group keys for GAUC; left out, there is no GAUC.
 
     Returns:
-        `rows`, `base_rate`, `auc`, `logloss`, `normalised_entropy`, `calibration_ratio`, `ece`, and with groups
-        `gauc`, `gauc_groups`, `gauc_groups_single_class`.  A metric that does not exist on these rows is None, and
-        `undefined` says why by name.
+        `rows`, `base_rate`, `auc`, `pr_auc`, `logloss`, `normalised_entropy`, `calibration_ratio`, `ece`, `brier` and
+        its parts `brier_reliability`, `brier_resolution`, `brier_uncertainty`, and with groups `gauc`, `gauc_groups`,
+        `gauc_groups_single_class`.  A metric that does not exist on these rows is None, and `undefined` says why by
+        name.
 
     Raises:
-        DataError: a score is not finite.
+        DataError: A score is not finite or out of range, a label is not binary, a weight is negative, or they are not
+            of the same rows.
     """
-    y, p, w = _columns(labels, probabilities, weight)
+    y, p, w = columns(labels, probabilities, weight)
+    require_probabilities(p)
+    given = None if weight is None else w
     out: dict[str, Any] = {"rows": len(y), "undefined": {}}
 
     def put(name: str, compute: Any) -> None:
@@ -47,18 +91,59 @@ def evaluate(
             out[name] = None
             out["undefined"][name] = error.what
 
-    put("base_rate", lambda: _mean(y, w))
-    put("auc", lambda: auc(y, p, w))
+    put("base_rate", lambda: mean(y, w))
+    put("auc", lambda: auc(y, p, given))
+    put("pr_auc", lambda: average_precision(y, p, w))
     put("logloss", lambda: logloss(y, p, w))
     put("normalised_entropy", lambda: normalised_entropy(y, p, w))
     put("calibration_ratio", lambda: calibration_ratio(y, p, w))
     put("ece", lambda: expected_calibration_error(y, p, w))
+    put("brier", lambda: brier(y, p, w))
+    if len(y) and w.sum():
+        parts = brier_parts(y, p, w)
+        out |= {f"brier_{name}": parts[name] for name in ("reliability", "resolution", "uncertainty")}
     if group is not None:
-        value, groups, single = _gauc(y, p, group, w)
-        out["gauc"], out["gauc_groups"], out["gauc_groups_single_class"] = value, groups, single
-        if value is None:
-            out["undefined"]["gauc"] = f"none of {single} groups has both classes"
+        found = group_auc(y, p, group, given)
+        put("gauc", found.mean)
+        out["gauc_groups"], out["gauc_groups_single_class"] = len(found.values), found.single_class
     return out
+
+
+def evaluate_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    weight: np.ndarray | None = None,
+    group: np.ndarray | None = None,
+    level: float = LEVEL,
+) -> dict[str, Interval]:
+    """Intervals of the metrics of `evaluate` by their names, rows taken for independent (groups, for the GAUC).
+
+    `pr_auc` and the parts of the Brier score have none here: see `bootstrap`.  The value of `ece` is the one without
+    noise.  What does not exist on these rows is left out; `evaluate` says why.
+
+    Args:
+        labels: [N] or [N, T] in {0, 1}.
+        probabilities: [N] or [N, T] in [0, 1].
+        weight: [N] non-negative.
+        group: [N] group keys for GAUC.
+        level: of confidence.
+
+    Raises:
+        DataError: as `evaluate` says it.
+
+    >>> y, p = np.array([0, 0, 1, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    >>> {name: str(interval) for name, interval in evaluate_intervals(y, p).items() if name in ("auc", "brier")}
+    {'auc': '0.88889 [0.26137, 0.9945]', 'brier': '0.185 [0.04634, 0.32366]'}
+    """
+    y, p, _ = columns(labels, probabilities, weight)
+    found = {}
+    for name, interval_of in _INTERVALS.items():
+        with contextlib.suppress(UndefinedMetricError):
+            found[name] = interval_of(y, p, weight, level=level)
+    if group is not None:
+        with contextlib.suppress(UndefinedMetricError):
+            found["gauc"] = gauc_interval(group_auc(y, p, group, weight), level)
+    return found
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -75,16 +160,33 @@ def auc(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None
     >>> auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
     0.875
     """
-    y, s, w = _columns(labels, scores, weight)
-    positive, negative = np.where(y > 0, w, 0.0), np.where(y > 0, 0.0, w)
-    _require_both_classes(positive.sum(), negative.sum(), len(y))
-    order = np.argsort(s, kind="stable")
-    ordered = s[order]
-    start = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    positives = np.add.reduceat(positive[order], start)
-    negatives = np.add.reduceat(negative[order], start)
-    below = np.cumsum(negatives) - negatives
-    return float((positives * (below + 0.5 * negatives)).sum() / (positives.sum() * negatives.sum()))
+    return delong(labels, scores, weight).value
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Area under the precision-recall curve as `sum (R_n - R_(n-1)) P_n` over the distinct scores, descending.
+
+    Precision and recall are those of all rows of at least that score, so that rows of equal score have no order among
+    them.  There is no interpolation between points (Davis and Goadrich, ICML 2006, on why straight lines are wrong).
+
+    Args:
+        labels: [N] in {0, 1}.
+        scores: [N], any scale.
+        weight: [N] non-negative.
+
+    Raises:
+        UndefinedMetricError: none of the rows is positive.
+
+    >>> round(average_precision(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8])), 4)
+    0.8333
+    """
+    y, s, w = columns(labels, scores, weight)
+    if not (y * w).sum():
+        raise UndefinedMetricError(f"none of {len(y)} rows is positive")
+    ((positive, negative),) = tied(y, s, w)
+    true, false = (sums[::-1].cumsum() for sums in (positive, negative))
+    precision = np.divide(true, true + false, out=np.zeros_like(true), where=true > 0)
+    return float((positive[::-1] * precision).sum() / true[-1])
 
 
 def logloss(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -93,23 +195,20 @@ def logloss(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | 
     >>> round(logloss(np.array([1, 0]), np.array([0.5, 0.5])), 4)
     0.6931
     """
-    y, p, w = _columns(labels, probabilities, weight)
-    return _mean(row_losses(y, p), w)
+    y, p, w = columns(labels, probabilities, weight)
+    require_probabilities(p)
+    return mean(row_losses(y, p), w)
 
 
-def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Binary cross-entropy of every row, in nats; probabilities are kept 1e-12 away from 0 and 1.
+def brier(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Mean squared distance between probability and label (Brier 1950); `calibration.brier_parts` takes it apart.
 
-    Args:
-        labels: [N] float64 in {0, 1}.
-        probabilities: [N] float64.
-
-    Returns:
-        [N].
+    >>> brier(np.array([1, 0]), np.array([0.5, 0.5]))
+    0.25
     """
-    p = probabilities.clip(_CLIP, 1 - _CLIP)
-    losses: np.ndarray = -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
-    return losses
+    y, p, w = columns(labels, probabilities, weight)
+    require_probabilities(p)
+    return mean((p - y) ** 2, w)
 
 
 def normalised_entropy(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -118,9 +217,9 @@ def normalised_entropy(labels: np.ndarray, probabilities: np.ndarray, weight: np
     Raises:
         UndefinedMetricError: one of the classes is absent, so the divisor is 0.
     """
-    y, p, w = _columns(labels, probabilities, weight)
-    _require_both_classes(float((y * w).sum()), float(((1 - y) * w).sum()), len(y))
-    return logloss(y, p, w) / logloss(y, np.full_like(p, _mean(y, w)), w)
+    y, p, w = columns(labels, probabilities, weight)
+    require_both_classes(float((y * w).sum()), float(((1 - y) * w).sum()), len(y))
+    return logloss(y, p, w) / logloss(y, np.full_like(p, mean(y, w)), w)
 
 
 def calibration_ratio(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -129,24 +228,12 @@ def calibration_ratio(labels: np.ndarray, probabilities: np.ndarray, weight: np.
     Raises:
         UndefinedMetricError: there is no click.
     """
-    y, p, w = _columns(labels, probabilities, weight)
+    y, p, w = columns(labels, probabilities, weight)
+    require_probabilities(p)
     clicks = float((y * w).sum())
     if clicks == 0:
         raise UndefinedMetricError(f"none of {len(y)} rows is positive")
     return float((p * w).sum()) / clicks
-
-
-def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None, bins: int = ECE_BINS
-) -> float:
-    """Mean distance between predicted and observed rate over bins of equally many rows (equal scores stay together).
-
-    >>> expected_calibration_error(np.array([0, 1]), np.array([0.25, 0.75]), bins=2)
-    0.25
-    """
-    curve = reliability_curve(labels, probabilities, weight, bins)
-    total = curve["weight"].sum()
-    return float((np.abs(curve["predicted"] - curve["observed"]) * curve["weight"]).sum() / total)
 
 
 def gauc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -155,11 +242,7 @@ def gauc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight: np.n
     Raises:
         UndefinedMetricError: no group has both classes.
     """
-    y, s, w = _columns(labels, scores, weight)
-    value, _, single = _gauc(y, s, group, w)
-    if value is None:
-        raise UndefinedMetricError(f"none of {single} groups has both classes")
-    return value
+    return group_auc(labels, scores, group, weight).mean()
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,89 +251,39 @@ def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
     Raises:
         UndefinedMetricError: one of the classes is absent.
     """
-    y, s, _ = _columns(labels, scores, None)
-    _require_both_classes(float(y.sum()), float((1 - y).sum()), len(y))
-    order = np.argsort(-s, kind="stable")
-    ordered = s[order]
-    last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
-    true, false = np.cumsum(y[order])[last], np.cumsum(1 - y[order])[last]
+    y, s, w = columns(labels, scores)
+    require_both_classes(float(y.sum()), float((1 - y).sum()), len(y))
+    ((positive, negative),) = tied(y, s, w)
+    true, false = (sums[::-1].cumsum() for sums in (positive, negative))
     return np.r_[0.0, false / false[-1]], np.r_[0.0, true / true[-1]]
 
 
-def reliability_curve(
-    labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None, bins: int = ECE_BINS
-) -> dict[str, np.ndarray]:
-    """Predicted and observed rate in bins of equally many rows.
+def prediction_drift(before: np.ndarray, now: np.ndarray, bins: int = 10) -> dict[str, float]:
+    """How far the distribution of predictions has moved: the population stability index over quantiles of the old ones.
+
+    Args:
+        before: [N] predictions to compare with, such as those on the training rows.
+        now: [M] predictions.
+        bins: ranges of equally many old predictions; fewer where equal ones fill several.
 
     Returns:
-        `predicted`, `observed`, `weight`, each [bins] or shorter where equal scores fill several bins.
+        `psi`, and `chance`: what as many predictions of the same distribution give, `(bins - 1) (1 / N + 1 / M)`.
+        By custom .1 is a change and .25 a large one.
 
     Raises:
-        UndefinedMetricError: there are no rows.
+        UndefinedMetricError: One of the two is empty.
+
+    >>> old = np.arange(1000) / 1000
+    >>> drift = prediction_drift(old, old**2)
+    >>> round(drift["psi"], 2), round(drift["chance"], 3)
+    (0.38, 0.018)
     """
-    y, p, w = _columns(labels, probabilities, weight)
-    if len(y) == 0 or w.sum() == 0:
-        raise UndefinedMetricError("there are no rows")
-    order = np.argsort(p, kind="stable")
-    ordered = p[order]
-    # a bin's first row moves back to the first of its equals, so that no score is split between bins
-    cuts = np.searchsorted(ordered, ordered[(np.arange(bins) * len(p)) // bins], side="left")
-    cuts = np.unique(cuts)
-    weights = np.add.reduceat(w[order], cuts)
-    kept = weights > 0
-    predicted = np.add.reduceat((p * w)[order], cuts)[kept] / weights[kept]
-    observed = np.add.reduceat((y * w)[order], cuts)[kept] / weights[kept]
-    return {"predicted": predicted, "observed": observed, "weight": weights[kept]}
-
-
-def _gauc(y: np.ndarray, s: np.ndarray, group: np.ndarray, w: np.ndarray) -> tuple[float | None, int, int]:
-    """(GAUC or None, groups with both classes, groups with one class), in one sort over all groups."""
-    order = np.lexsort((s, group))
-    g, scores = group[order], s[order]
-    positive, negative = np.where(y > 0, w, 0.0)[order], np.where(y > 0, 0.0, w)[order]
-    if len(g) == 0:
-        return None, 0, 0
-    new_group = np.r_[True, g[1:] != g[:-1]]
-    tie = np.flatnonzero(new_group | np.r_[True, scores[1:] != scores[:-1]])
-    positives, negatives = np.add.reduceat(positive, tie), np.add.reduceat(negative, tie)
-    first = np.flatnonzero(new_group[tie])
-    before = np.cumsum(negatives) - negatives
-    lengths = np.diff(np.r_[first, len(tie)])
-    below = before - np.repeat(before[first], lengths)
-    wins = np.add.reduceat(positives * (below + 0.5 * negatives), first)
-    n_positive, n_negative = np.add.reduceat(positives, first), np.add.reduceat(negatives, first)
-    both = (n_positive > 0) & (n_negative > 0)
-    if not both.any():
-        return None, 0, len(first)
-    share = (n_positive + n_negative)[both]
-    value = wins[both] / (n_positive[both] * n_negative[both])
-    return float((value * share).sum() / share.sum()), int(both.sum()), int((~both).sum())
-
-
-def _columns(
-    labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    y, s = (np.asarray(a, dtype=np.float64) for a in (labels, scores))
-    y, s = (a[:, 0] if a.ndim == 2 else a for a in (y, s))
-    w = np.ones(len(y)) if weight is None else np.asarray(weight, dtype=np.float64)
-    if not np.isfinite(s).all():
-        raise DataError(
-            "scores are not finite",
-            field="predictions",
-            found=f"{np.count_nonzero(~np.isfinite(s)):,} of {len(s):,} rows",
-            mend="lower train.learning_rate and train.table_learning_rate, or set train.clip_norm",
-        )
-    return y, s, w
-
-
-def _mean(values: np.ndarray, weight: np.ndarray) -> float:
-    if weight.sum() == 0:
-        raise UndefinedMetricError("all weights are 0" if len(values) else "there are no rows")
-    return float((values * weight).sum() / weight.sum())
-
-
-def _require_both_classes(positive: float, negative: float, rows: int) -> None:
-    if positive > 0 and negative > 0:
-        return
-    missing = "positive" if positive == 0 else "negative"
-    raise UndefinedMetricError(f"none of {rows} rows is {missing}")
+    for values in (before, now):
+        if len(values) == 0:
+            raise UndefinedMetricError("there are no predictions")
+    _, old, _ = columns(np.zeros(len(before)), before)
+    _, new, _ = columns(np.zeros(len(now)), now)
+    edges = np.unique(np.quantile(old, np.arange(1, bins) / bins, method="inverted_cdf"))
+    counts = [np.bincount(np.searchsorted(edges, v, "left"), minlength=len(edges) + 1) for v in (old, new)]
+    filled = int((counts[0] + counts[1] > 0).sum())
+    return {"psi": psi(*counts), "chance": (filled - 1) * (1 / len(old) + 1 / len(new))}

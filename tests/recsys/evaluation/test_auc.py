@@ -1,0 +1,145 @@
+"""The AUC with its variance and within groups: against definitions, peers, and itself with more threads or weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from features.errors import DataError, UndefinedMetricError
+from recsys.evaluation import auc
+from recsys.evaluation.paired import auc_components
+
+
+def sample(rows: int, levels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    scores = np.round(rng.normal(size=rows) * levels) / levels
+    labels = rng.random(rows) < 1 / (1 + np.exp(1 - scores))
+    return labels, scores, rng.random(rows)
+
+
+def in_order(found: auc.GroupAuc) -> list[tuple[float, float]]:
+    return sorted(zip(found.values.round(12).tolist(), found.weights.tolist(), strict=True))
+
+
+def variance_by_definition(labels: np.ndarray, scores: np.ndarray) -> float:
+    wins = (scores[labels][:, None] > scores[~labels]) + 0.5 * (scores[labels][:, None] == scores[~labels])
+    of_positives, of_negatives = wins.mean(1), wins.mean(0)
+    return float(of_positives.var(ddof=1) / len(of_positives) + of_negatives.var(ddof=1) / len(of_negatives))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=4, max_size=40))
+def test_value_and_variance_are_those_of_all_pairs(rows: list[tuple[bool, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], float)
+    if min(labels.sum(), (~labels).sum()) < 2:
+        return
+    for weight in (None, np.ones(len(rows)), np.full(len(rows), 0.3)):
+        found = auc.delong(labels, scores, weight)
+        assert found.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+        assert found.variance == pytest.approx(variance_by_definition(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_many_rows_in_ranges_and_threads_give_what_one_sort_gives(kind: type, levels: int) -> None:
+    labels, scores, _ = sample(auc._PARALLEL_ROWS + 17, levels)
+    scores = (scores * levels).astype(kind)
+    found = auc.delong(labels, scores)
+    assert found.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    of_positives, of_negatives = auc_components(labels, scores.astype(float))
+    expected = of_positives.var(ddof=1) / len(of_positives) + of_negatives.var(ddof=1) / len(of_negatives)
+    assert found.variance == pytest.approx(expected, rel=1e-9)
+    assert auc.delong(labels, scores) == found
+
+
+def test_a_constant_score_has_half_and_no_variance() -> None:
+    labels = np.arange(200_000) % 3 == 0
+    assert auc.delong(labels, np.zeros(200_000)) == auc.Auc(0.5, 0.0, 66_667, 133_333)
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    assert auc.delong(np.array([0, 1]), np.array([0.0, -0.0])).value == 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_count_as_copies_do(seed: int) -> None:
+    labels, scores, _ = sample(300, 5, seed)
+    times = np.random.default_rng(seed).integers(0, 4, 300)
+    copied = auc.delong(labels.repeat(times), scores.repeat(times))
+    assert auc.delong(labels, scores, times).value == pytest.approx(copied.value, abs=1e-12)
+
+
+def test_variance_with_weights_is_that_of_many_samples() -> None:
+    rng = np.random.default_rng(0)
+    values, variances = [], []
+    for _ in range(400):
+        labels = rng.random(300) < 0.4
+        scores = rng.normal(size=300) + labels
+        found = auc.delong(labels, scores, rng.gamma(1.0, size=300))
+        values.append(found.value)
+        variances.append(found.variance)
+    assert np.mean(variances) == pytest.approx(np.var(values), rel=0.15)
+
+
+@pytest.mark.parametrize("keys", ["dense", "random", "text"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_groups_have_the_auc_of_their_rows(keys: str, weighted: bool) -> None:
+    labels, scores, weight = sample(6000, 4)
+    group = np.random.default_rng(1).integers(0, 300, 6000) ** 2 % 311
+    group[:3000] = 5  # a large one among many small
+    names = {"dense": group, "random": group * 0x1E3779B97F4A7C15, "text": group.astype(str)}[keys]
+    found = auc.group_auc(labels, scores, names, weight if weighted else None)
+    values, shares, single = [], [], 0
+    for key in dict.fromkeys(names.tolist()):
+        rows = names == key
+        if len(set(labels[rows].tolist())) == 1:
+            single += 1
+            continue
+        values.append(roc_auc_score(labels[rows], scores[rows], sample_weight=weight[rows] if weighted else None))
+        shares.append(weight[rows].sum() if weighted else rows.sum())
+    np.testing.assert_allclose(
+        in_order(found), sorted(zip(np.round(values, 12).tolist(), shares, strict=True)), atol=1e-12
+    )
+    assert found.single_class == single > 0
+
+
+def test_groups_over_several_threads() -> None:
+    labels, scores, _ = sample(auc._PARALLEL_ROWS * 2, 50)
+    group = np.random.default_rng(1).integers(0, 20_000, len(labels))
+    fast, exact = auc.group_auc(labels, scores, group), auc.group_auc(labels, scores, group, np.ones(len(labels)))
+    np.testing.assert_allclose(in_order(fast), in_order(exact), atol=1e-9)
+    assert fast.single_class == exact.single_class
+
+
+@pytest.mark.parametrize("rows", [4, auc._PARALLEL_ROWS])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scores_that_are_no_numbers_are_refused(rows: int, bad: float, weighted: bool) -> None:
+    labels, scores = np.arange(rows) % 2, np.arange(rows, dtype=float)
+    scores[2] = bad
+    weight = np.ones(rows) if weighted else None
+    with pytest.raises(DataError, match=rf"scores are not finite.*1 of {rows:,} rows, the first {bad}"):
+        auc.delong(labels, scores, weight)
+    with pytest.raises(DataError, match="scores are not finite"):
+        auc.group_auc(labels, scores, labels, weight)
+
+
+def test_bad_input_is_named() -> None:
+    y, s = np.array([0, 1, 2]), np.array([0.1, 0.2, 0.3])
+    with pytest.raises(DataError, match=r"labels: labels are not binary.*1 of 3 rows, the first 2"):
+        auc.delong(y, s)
+    with pytest.raises(DataError, match=r"weights are negative.*1 of 3 rows, the first -1"):
+        auc.delong(y > 0, s, np.array([1, -1, 1]))
+    with pytest.raises(DataError, match="not of the same rows"):
+        auc.delong(y[:2], s)
+    with pytest.raises(DataError, match="not one key a row"):
+        auc.group_auc(y > 0, s, np.array([1, 2]))
+    with pytest.raises(DataError, match=r"group keys are missing.*1 of 3 rows"):
+        auc.group_auc(y > 0, s, np.array(["a", None, "b"], dtype=object))
+    with pytest.raises(UndefinedMetricError, match="none of 2 rows is negative"):
+        auc.delong(np.ones(2), s[:2])
+    with pytest.raises(UndefinedMetricError, match="none of 0 rows"):
+        auc.delong(np.empty(0), np.empty(0))
