@@ -104,33 +104,54 @@ def over_seeds(differences: Sequence[float]) -> Difference:
     return _difference([float(value) for value in differences], 0.0)
 
 
-def auc_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def auc_components(
+    labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The structural components of an AUC: what each row wins against the other class, ties counting half.
 
     Args:
         labels: [N] in {0, 1}.
         scores: [N], any scale.
+        weight: [N] non-negative; a row wins the weight of the rows it beats.
 
     Returns:
         For each positive the share of negatives below it, and for each negative the share of positives above it, both
-        in row order; the mean of either is the AUC.
+        in row order; the (weighted) mean of either is the AUC.
 
     >>> wins, losses = auc_components(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
     >>> wins.tolist(), losses.tolist()
     ([0.75, 1.0], [1.0, 0.75])
     """
     positive = labels > 0
-    ranks = _midranks(scores)
-    of_positives = (ranks[positive] - _midranks(scores[positive])) / (~positive).sum()
-    of_negatives = 1 - (ranks[~positive] - _midranks(scores[~positive])) / positive.sum()
-    return of_positives, of_negatives
+    w = np.ones(len(positive)) if weight is None else weight
+    _, place = np.unique(scores, return_inverse=True)
+    at, of_negatives = (np.bincount(place, weights=np.where(side, w, 0.0)) for side in (positive, ~positive))
+    below = (np.cumsum(of_negatives) - of_negatives / 2) / of_negatives.sum()
+    above = 1 - (np.cumsum(at) - at / 2) / at.sum()
+    return below[place[positive]], above[place[~positive]]
 
 
-def _midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    midranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return midranks
+def auc_influence(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """How far each row moves an AUC: the sum of the squares is the variance of the AUC, as DeLong has it.
+
+    The sum of the squares of sums over groups is the variance if groups of rows were drawn and not single rows
+    (Obuchowski, Biometrics 1997).  The influence on a difference of two AUCs is the difference of the influences.
+
+    Args:
+        labels: [N] in {0, 1}, two of each at least.
+        scores: [N], any scale.
+        weight: [N] non-negative.
+
+    Returns:
+        [N], adding up to 0 over the rows of each class.
+    """
+    positive = labels > 0
+    w = np.ones(len(positive)) if weight is None else weight
+    influence = np.empty(len(positive))
+    for side, components in zip((positive, ~positive), auc_components(labels, scores, weight), strict=True):
+        share, rows = w[side] / w[side].sum(), len(components)
+        influence[side] = share * (components - share @ components) * math.sqrt(rows / (rows - 1))
+    return influence
 
 
 def _difference(per_seed: list[float], row_variance: float) -> Difference:
