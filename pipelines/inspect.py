@@ -12,14 +12,14 @@ from features.store import Store
 from pipelines.config import ExperimentConfig, load_config
 from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import ROWS, Sample, data_sample, run_state, split_sample
+from pipelines.models import open_model
 from pipelines.prepare import dropped_of, open_store
 from pipelines.table_page import show, table_page
-from pipelines.workspace import Run, run_at, runs_of, write_bytes
+from pipelines.workspace import Run, runs_of, write_bytes
 from recsys.embeddings.diagnostics import Diagnostics, diagnose
 from recsys.embeddings.plan import EmbeddingPlan, plan_embedding
 from recsys.models import CTRModel
-from recsys.serving.bundle import Bundle, load_bundle
-from recsys.serving.registry import Registry, is_model_uri
+from recsys.serving.bundle import Bundle
 from recsys.serving.signature import column_types, output_names
 
 
@@ -105,11 +105,8 @@ def inspect_model(
             found=" ".join(data),
             mend="give one folder, file or glob; key=value goes with a config only",
         )
-    run = run_at(target)
-    folder = run.bundle if run else Path(target)
-    if is_model_uri(target):
-        folder = Registry(tracking_uri, create=False).bundle_of(target)
-    bundle = load_bundle(folder)
+    opened = open_model(target, tracking_uri)
+    run, bundle = opened.run, opened.bundle
     plan, spec = bundle.model.plan, bundle.pipeline.spec
     sample = None
     if data:
@@ -133,7 +130,7 @@ def inspect_model(
         name = f"{run.folder.resolve().parent.parent.name}, run {run.name}" if run else target
         shown = _show_diagnostics(name, plan, found, sample, console, html)
     return {
-        "bundle": str(folder),
+        "bundle": str(opened.folder),
         "table_bytes": plan.table_bytes,
         "plan": plan.summary(),
         "inputs": columns,

@@ -2,79 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.batch import Batch
 from features.errors import ArtifactError
-from features.loader import Loader
-from features.sources import scan
-from features.store import Store
 from pipelines.config import load_config
 from pipelines.console import Console
-from pipelines.evaluate import check_gates, check_same_data, main_metrics, show_gates, task_metrics
-from pipelines.score import pieces
+from pipelines.evaluate import check_gates, main_metrics, show_gates, task_metrics
+from pipelines.models import OpenedModel, open_model
 from pipelines.workspace import Run, run_at
 from recsys.evaluation.report import cell_text
 from recsys.models import CTRModel
-from recsys.serving.bundle import Bundle, load_bundle
-from recsys.serving.registry import Registry, is_model_uri
+from recsys.serving.registry import is_model_uri
 from recsys.training import predict
 
 METRICS = ("auc", "logloss", "calibration_ratio")
-_BATCH = 16_384
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows with labels that can be read several times."""
-
-    read: Callable[[], Iterable[Batch]]
-    text: str
-    """What they are, for people."""
-
-
-@dataclass(frozen=True)
-class Original:
+class Original(OpenedModel):
     """The model that is to be written anew."""
 
-    name: str
-    """As it was given."""
-    bundle: Bundle
-    run: Run | None
-    """Whose model it is, if it was given as a run."""
     place: Path
     """Where the new bundle goes; nothing is there."""
-
-    def rows(self, data: str | None, split: str) -> Rows | None:
-        """Rows to look at it with: those named, of prepared data a split; else those of its run; None without either.
-
-        Raises:
-            ArtifactError: the run's data is not what it was trained on.
-            DataError: the data is absent or damaged, or lacks a column.
-        """
-        pipeline = self.bundle.pipeline
-        if data is not None and not Path(data).is_dir():
-            frame = scan(data)
-
-            def raw() -> Iterator[Batch]:
-                for piece in pieces(frame, _BATCH, data):
-                    yield pipeline.encode_frame(piece, labels=True)
-
-            return Rows(raw, data)
-        if data is not None:
-            store = Store.open(Path(data), spec=pipeline.spec)
-        elif self.run is not None:
-            config = load_config(self.run.folder / "config.yaml")
-            store = Store.open(config.store_folder, spec=pipeline.spec)
-            check_same_data(config, config, self.run, store)
-        else:
-            return None
-        return Rows(lambda: Loader(store, split, _BATCH), f"{split} split of {store.folder}")
 
 
 def open_original(model: str, tracking_uri: str, suffix: str, out: Path | None) -> Original:
@@ -96,10 +49,8 @@ def open_original(model: str, tracking_uri: str, suffix: str, out: Path | None) 
         raise ArtifactError(
             "is there already, and is not replaced", field=str(place), mend="move it away, or choose another --out"
         )
-    folder = run.bundle if run else Path(model)
-    if is_model_uri(model):
-        folder = Registry(tracking_uri, create=False).bundle_of(model)
-    return Original(model, load_bundle(folder), run, place)
+    opened = open_model(model, tracking_uri)
+    return Original(opened.name, opened.folder, opened.bundle, opened.run, place)
 
 
 def compare(original: Original, new: CTRModel, data: str | None, console: Console) -> dict[str, Any]:
