@@ -38,6 +38,7 @@ Label = Annotated[str | None, typer.Option("--label", help="Column of 0 and 1; l
 Time = Annotated[str | None, typer.Option("--time", help="Column with the time; looked for by default.")]
 RunName = Annotated[str | None, typer.Option("--run", help="A run's number; the newest trained one by default.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run or search if it was cut.")]
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="The registered model.")]
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
 ]
@@ -348,6 +349,124 @@ def prune(
 
         uri = _tracking_uri(tracking_uri, workspace)
         job.result = prune_bundle(model, keep, by, job.console, tracking_uri=uri, data=data, out=out)
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL MODEL [MODEL ...] DATA",
+            help="Folders of runs or bundles, or `models:/NAME@ALIAS`; then prepared data (a folder) or raw rows with "
+            "labels (a file or glob).",
+        ),
+    ],
+    as_json: Json = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")] = "test",
+    by: Annotated[
+        str | None, typer.Option("--by", help="What was drawn: row or group; group if the data has groups.")
+    ] = None,
+    effect: Annotated[
+        float | None, typer.Option("--effect", help="Say how many rows it takes to see such a difference.")
+    ] = None,
+    min_rows: Annotated[int, typer.Option("--min-rows", min=2, help="Of a slice.")] = 1000,
+    resamples: Annotated[int, typer.Option("--resamples", min=10, help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")] = 0,
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Compare models on the same rows: differences with intervals, what may be claimed of them, and in which slices.
+
+    `recsys compare work/synthetic/runs/0001 work/synthetic/runs/0002 work/synthetic/data --html comparison.html`
+
+    `recsys compare models:/synthetic@champion models:/synthetic@challenger events.parquet --effect 0.001`
+    """
+    if by not in (None, "row", "group"):
+        raise typer.BadParameter("give row or group", param_hint="--by")
+    if effect is not None and not effect > 0:
+        raise typer.BadParameter("give a difference above 0", param_hint="--effect")
+    with _job(as_json) as job:
+        from pipelines.compare import compare
+
+        job.result = compare(
+            models,
+            job.console,
+            tracking_uri=_tracking_uri(tracking_uri, workspace),
+            html=html,
+            split=split,
+            by=by,
+            effect=effect,
+            min_rows=min_rows,
+            resamples=resamples,
+            seed=seed,
+        )
+
+
+@app.command()
+def promote(
+    name: ModelName,
+    as_json: Json = False,
+    version: Annotated[int | None, typer.Option("--version", min=1, help="Which version.")] = None,
+    alias: Annotated[str, typer.Option("--alias", help="The version it points at, without --version.")] = "challenger",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Whose `promote:` counts; the version's own config by default.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Prepared data (a folder) or raw rows with labels; the version's own by default."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Of prepared data: valid or test.")] = "test",
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Make a registered version the champion if the conditions under `promote:` hold; keeps the evidence.
+
+    `recsys promote synthetic`
+
+    `recsys promote synthetic --version 3 --config configs/synthetic.yaml --data yesterday.parquet`
+    """
+    with _job(as_json) as job:
+        from pipelines.promote import promote
+
+        job.result = promote(
+            name,
+            job.console,
+            tracking_uri=_tracking_uri(tracking_uri, workspace),
+            version=version,
+            alias=alias,
+            config=config,
+            data=data,
+            split=split,
+        )
+
+
+@app.command()
+def rollback(
+    name: ModelName, as_json: Json = False, tracking_uri: TrackingUri = None, workspace: Workspace = Path("work")
+) -> None:
+    """Put the champion back that was before the present one.
+
+    `recsys rollback synthetic`
+    """
+    with _job(as_json) as job:
+        from pipelines.promote import rollback
+
+        job.result = rollback(name, job.console, tracking_uri=_tracking_uri(tracking_uri, workspace))
+
+
+@app.command()
+def history(
+    name: ModelName, as_json: Json = False, tracking_uri: TrackingUri = None, workspace: Workspace = Path("work")
+) -> None:
+    """List the versions of a registered model, their aliases, and all decisions about them.
+
+    `recsys history synthetic`
+    """
+    with _job(as_json) as job:
+        from pipelines.promote import history
+
+        job.result = history(name, job.console, tracking_uri=_tracking_uri(tracking_uri, workspace))
 
 
 @app.command()

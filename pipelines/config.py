@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -27,6 +27,7 @@ from features.validation import Strict, validate
 from pipelines.allocation import Allocation, read_allocation
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig
+from recsys.evaluation.compare import METRICS
 from recsys.models import ModelConfig
 from recsys.search.config import SearchConfig, ThresholdConfig
 from recsys.training import TrainConfig
@@ -42,6 +43,9 @@ GATE_METRICS = (
     "reference_logloss_gap",
 )
 """Metrics a gate can bound; the last two say how much worse the model is than the reference column."""
+
+BOUND_METRICS = GATE_METRICS[:-2]
+"""Metrics that a condition of `promote` can bound."""
 
 _SECRET = re.compile(r"(?i)key|secret|token|password|credential|sas")
 
@@ -143,6 +147,28 @@ class TrackingConfig(Strict):
         return self
 
 
+def check_metric(field: str, name: str, known: Sequence[str], otherwise: str) -> None:
+    """Refuses a metric that there is not.
+
+    Args:
+        field: The key that names it.
+        name: The metric.
+        known: All there are.
+        otherwise: What to do where no other name comes near.
+
+    Raises:
+        ConfigError: Says which one was meant, perhaps.
+    """
+    if name not in known:
+        close = nearest(name, known)
+        raise ConfigError(
+            "no such metric",
+            field=field,
+            expected=f"one of {list_names(known)}",
+            mend=f"did you mean {close!r}?" if close else otherwise,
+        )
+
+
 class Gate(Strict):
     """A bound on a metric of the test split."""
 
@@ -155,6 +181,42 @@ class Gate(Strict):
     def _some_bound(self) -> Gate:
         if self.min is None and self.max is None:
             raise ValueError("give 'min', 'max' or both")
+        return self
+
+
+class SliceBound(Strict):
+    """What may happen to the slices of the rows."""
+
+    max_worse: float = Field(gt=0)
+    """No slice's logloss may rise by more than this, where its 95 % interval says that it rose at all."""
+    min_rows: int = Field(1000, ge=2)
+    """Smaller slices do not count."""
+
+
+class PromoteConfig(Strict):
+    """What must hold before `recsys promote` makes a version the champion; see docs/promoting.md."""
+
+    better: list[str] = Field(default_factory=list)
+    """Metrics in which it must be better than the champion, the 95 % interval of the difference without 0."""
+    not_worse: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Metric -> how much worse than the champion the far end of that interval may be."""
+    slices: SliceBound | None = None
+    """Against the champion, slice by slice."""
+    bounds: dict[str, Gate] = Field(default_factory=dict)
+    """Metric -> its bounds, whatever the champion has."""
+    max_table_bytes: int | None = Field(None, gt=0)
+    """Bytes of the table, with its indices."""
+    max_latency_ms: float | None = Field(None, gt=0)
+    """Milliseconds for a request of 100 rows, which 95 in 100 requests must keep to on this machine."""
+
+    @model_validator(mode="after")
+    def _known(self) -> PromoteConfig:
+        known = {"better": METRICS, "not_worse": METRICS, "bounds": BOUND_METRICS}
+        for key, metrics in known.items():
+            for name in getattr(self, key):
+                check_metric(f"promote.{key}.{name}", name, metrics, "remove the condition")
+        if not any(value for _, value in self):
+            raise ValueError("name at least one condition")
         return self
 
 
@@ -185,6 +247,8 @@ class ExperimentConfig(Strict):
     """MLflow."""
     gates: dict[str, Gate] = Field(default_factory=dict)
     """Bounds on test metrics: `evaluate` and `run` end with code 1 if one is missed."""
+    promote: PromoteConfig | None = None
+    """What must hold before a registered version becomes the champion."""
 
     @model_validator(mode="before")
     @classmethod
@@ -204,14 +268,7 @@ class ExperimentConfig(Strict):
     @model_validator(mode="after")
     def _known_gates(self) -> ExperimentConfig:
         for name in self.gates:
-            if name not in GATE_METRICS:
-                close = nearest(name, GATE_METRICS)
-                raise ConfigError(
-                    "no such metric",
-                    field=f"gates.{name}",
-                    expected=f"one of {list_names(GATE_METRICS)}",
-                    mend=f"did you mean {close!r}?" if close else "remove the gate",
-                )
+            check_metric(f"gates.{name}", name, GATE_METRICS, "remove the gate")
         return self
 
     @property
@@ -249,6 +306,7 @@ class ExperimentConfig(Strict):
             "search": True,
             "tracking": True,
             "gates": True,
+            "promote": True,
             "train": {"distributed"},
             "data": {"storage_options"},
         }

@@ -22,7 +22,7 @@ from features.drift import DriftConfig
 from features.incremental import IncrementalConfig
 from features.joins import JoinConfig
 from features.quality import QualityConfig
-from pipelines.config import DataConfig, ExperimentConfig, Gate, TrackingConfig
+from pipelines.config import DataConfig, ExperimentConfig, Gate, PromoteConfig, SliceBound, TrackingConfig
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig, ExactConfig, HotConfig
 from recsys.models import ModelConfig
@@ -62,6 +62,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "thresholds": ThresholdConfig,
     "tracking": TrackingConfig,
     "gate": Gate,
+    "promote": PromoteConfig,
+    "slice-bound": SliceBound,
 }
 """Name of a table on the page -> the model it describes."""
 

@@ -5,12 +5,14 @@ The only place that talks to MLflow. Its telemetry is switched off before it is 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,8 @@ class ModelVersion:
     version: int
     run_id: str
     aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    created: datetime
 
     @property
     def uri(self) -> str:
@@ -228,7 +232,7 @@ class Registry:
                 self._client.create_registered_model(name)
             version = self._client.create_model_version(name, model_uri, run_id, tags=dict(tags))
             self._client.set_registered_model_alias(name, alias, version.version)
-        return ModelVersion(name, int(version.version), run_id, (alias,))
+        return self._version(version, {alias: version.version})
 
     def resolve(self, uri: str) -> ModelVersion:
         """The version behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
@@ -238,17 +242,7 @@ class Registry:
             ArtifactError: There is no such model, alias or version.
         """
         name, alias, version = _parse_uri(uri)
-        with self._told("look into the registry"):
-            known = self._has_model(name)
-            models = [] if known else [model.name for model in self._client.search_registered_models()]
-        if not known:
-            close = nearest(name, models)
-            raise ArtifactError(
-                "no such registered model",
-                field=uri,
-                found=list_names(models) or "an empty registry",
-                mend=f"did you mean {close!r}?" if close else f"register it first, or look elsewhere than {self.uri}",
-            )
+        self._check_model(name, uri)
         try:
             if alias is not None:
                 found = self._client.get_model_version_by_alias(name, alias)
@@ -262,7 +256,76 @@ class Registry:
                 found=", ".join(f"{key} -> {value}" for key, value in sorted(aliases.items())) or "no alias",
                 mend="use one of these aliases or a version number",
             ) from error
-        return ModelVersion(name, int(found.version), found.run_id, tuple(found.aliases))
+        return self._version(found, self._client.get_registered_model(name).aliases)
+
+    def alias_of(self, name: str, alias: str) -> ModelVersion | None:
+        """The version that an alias points at, if it points at one.
+
+        Raises:
+            ArtifactError: There is no such model.
+        """
+        found = [version for version in self.versions(name) if alias in version.aliases]
+        return found[0] if found else None
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of a model, oldest first.
+
+        Raises:
+            ArtifactError: There is no such model.
+        """
+        self._check_model(name, f"{MODEL_PREFIX}{name}")
+        with self._told("list the versions"):
+            aliases = self._client.get_registered_model(name).aliases
+            found: list[ModelVersion] = []
+            token: str | None = None
+            while token is None or token:
+                page = self._client.search_model_versions(f"name='{name}'", page_token=token)
+                found += [self._version(version, aliases) for version in page]
+                token = page.token or ""
+        return sorted(found, key=lambda version: version.version)
+
+    def tag_version(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Put tags on a version; a tag that is there is replaced."""
+        with self._told("tag the version"):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.version), key, value)
+
+    def set_alias(self, version: ModelVersion, alias: str) -> None:
+        """Point an alias at a version, in one step: readers see the old version or this one."""
+        with self._told("move the alias"):
+            self._client.set_registered_model_alias(version.name, alias, str(version.version))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While inside, no other process of this machine is inside for the same sqlite store; elsewhere no such promise
+        can be made."""
+        path = _sqlite_path(self.uri)
+        if path is None:
+            yield
+            return
+        # the folder is locked: whoever closes the file itself would take sqlite's own locks away
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def files_of(self, run_id: str, folder: str) -> list[str]:
+        """Paths of the files kept with a run in a folder, in order; none if there is no such folder."""
+        with self._told("list the files of the run"):
+            return sorted(file.path for file in self._client.list_artifacts(run_id, folder) if not file.is_dir)
+
+    def file_of(self, run_id: str, path: str) -> Path:
+        """One of a run's files, fetched if it is far away.
+
+        Raises:
+            ArtifactError: There is none.
+        """
+        with self._told("fetch a file of the run"):
+            return Path(
+                self._mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=self.uri)
+            )
 
     def bundle_of(self, uri: str) -> Path:
         """The folder of the bundle of a registered model, fetched if it is far away.
@@ -287,6 +350,24 @@ class Registry:
         version = self.resolve(uri)
         with self._told("load the model"):
             return self._mlflow.pyfunc.load_model(version.uri)
+
+    def _version(self, found: Any, aliases: Mapping[str, str]) -> ModelVersion:
+        own = tuple(sorted(alias for alias, version in aliases.items() if str(version) == str(found.version)))
+        created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+        return ModelVersion(found.name, int(found.version), found.run_id, own, dict(found.tags), created)
+
+    def _check_model(self, name: str, field: str) -> None:
+        with self._told("look into the registry"):
+            known = self._has_model(name)
+            models = [] if known else [model.name for model in self._client.search_registered_models()]
+        if not known:
+            close = nearest(name, models)
+            raise ArtifactError(
+                "no such registered model",
+                field=field,
+                found=list_names(models) or "an empty registry",
+                mend=f"did you mean {close!r}?" if close else f"register it first, or look elsewhere than {self.uri}",
+            )
 
     def _has_model(self, name: str) -> bool:
         try:
