@@ -58,7 +58,9 @@ class OpenedModel:
 
             return Rows(raw, data)
         store = self.store(data)
-        return store and Rows(lambda: Loader(store, split, BATCH), f"{split} split of {store.folder}")
+        if store is None:
+            return None
+        return Rows(lambda: Loader(store, split, BATCH), f"{split} split of {store.folder}")
 
     def store(self, folder: str | None = None) -> Store | None:
         """The prepared data in a folder; else that of its run, if it is a run's.

@@ -325,7 +325,7 @@ def latency(model: OpenedModel, data: str, split: str) -> float:
     rows = model.rows(data, split)
     assert rows is not None  # data is given
     batch = next(iter(rows.read()))
-    request = batch.rows(np.arange(LATENCY_ROWS) % len(batch))
+    request = batch.rows([row % len(batch) for row in range(LATENCY_ROWS)])
     scorer = Scorer(model.bundle)
     seconds = []
     for _ in range(_WARM + _REQUESTS):
