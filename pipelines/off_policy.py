@@ -254,7 +254,7 @@ def _show(console: Console, result: dict[str, Any], found: Evaluation, log: Band
 
 def _line(estimate: Estimate) -> dict[str, Any]:
     def text(interval: Any) -> str:
-        return "" if interval is None else f"{cell_text(interval.low)} .. {cell_text(interval.high)}"
+        return "" if interval is None else f"{interval.low:.3g} .. {interval.high:.3g}"
 
     return {
         "estimator": estimate.estimator,

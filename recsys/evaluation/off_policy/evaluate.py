@@ -33,7 +33,7 @@ class Estimate:
     interval: Interval | None
     """Bootstrap; None if the value was undefined in a draw."""
     bernstein: Interval | None
-    """Empirical Bernstein; None of a ratio and of rows that are not independent."""
+    """Empirical Bernstein, cut to what a policy can earn; None of a ratio and of rows that are not independent."""
     gain: float | None
     """The value minus that of the logging policy."""
     gain_interval: Interval | None
@@ -187,7 +187,12 @@ class _Scopes:
     def _bernstein(self, line: Contributions, rows: np.ndarray, level: float) -> Interval | None:
         if line.span is None or not self.independent:
             return None
-        return empirical_bernstein(line.numerator[rows], line.span, level)
+        found = empirical_bernstein(line.numerator[rows], line.span, level)
+        if found is None:
+            return None
+        # What a row brings may be far outside the rewards, but no policy earns more or less than they are.
+        low, high = np.clip([found.low, found.high], *self.log.reward_range).tolist()
+        return Interval(low, high)
 
     def _estimates(
         self, values: np.ndarray, draws: np.ndarray, bernstein: Sequence[Interval | None]
