@@ -7,6 +7,7 @@ would take several times as long as the sort.  With weights the rows are ordered
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ class Auc:
     value: float
     variance: float | None
     """After DeLong; None with fewer than two rows of a class."""
+    freedom: float
+    """Degrees of freedom of the variance, after Welch and Satterthwaite."""
     positives: int
     negatives: int
 
@@ -81,7 +84,7 @@ def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = N
         UndefinedMetricError: One of the classes is absent.
 
     >>> delong(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
-    Auc(value=0.875, variance=0.03125, positives=2, negatives=2)
+    Auc(value=0.875, variance=0.03125, freedom=2.0, positives=2, negatives=2)
     """
     if weight is not None:
         return _weighted(*columns(labels, scores, weight))
@@ -101,14 +104,14 @@ def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = N
     )
     losses = sum(int(part[0]) for part in found)
     mean = losses / (2 * p * n)
-    variance = 0.0
+    parts = []
     if min(p, n) > 1:
         for squares, rows, others in (
             (sum(part[1] for part in found), p, n),
             (sum(part[2] for part in found), n, p),
         ):
-            variance += max(squares / rows / (2 * others) ** 2 - mean**2, 0.0) / (rows - 1)
-    return Auc(1 - mean, variance if min(p, n) > 1 else None, p, n)
+            parts.append((max(squares / rows / (2 * others) ** 2 - mean**2, 0.0) / (rows - 1), rows - 1))
+    return Auc(1 - mean, *_sum(parts), p, n)
 
 
 def group_auc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight: np.ndarray | None = None) -> GroupAuc:
@@ -187,15 +190,24 @@ def _weighted(y: np.ndarray, s: np.ndarray, w: np.ndarray) -> Auc:
     of_positives = (negative[::-1].cumsum()[::-1] - negative / 2) / other
     of_negatives = (positive.cumsum() - positive / 2) / total
     mean = float((positive * of_positives).sum() / total)
-    variance = 0.0
+    parts = []
     for squares, weights, shares in (
         (positive_squares, positive, of_positives),
         (negative_squares, negative, of_negatives),
     ):
         whole = float(weights.sum()) ** 2
-        spread = float((squares * (shares - mean) ** 2).sum()) / whole
-        variance += spread / max(1 - float(squares.sum()) / whole, np.finfo(float).tiny)
-    return Auc(1 - mean, variance if min(p, len(y) - p) > 1 else None, p, len(y) - p)
+        rows = whole / float(squares.sum())
+        if min(p, len(y) - p) > 1:
+            spread = float((squares * (shares - mean) ** 2).sum()) / whole
+            parts.append((spread / (1 - 1 / rows), rows - 1))
+    return Auc(1 - mean, *_sum(parts), p, len(y) - p)
+
+
+def _sum(parts: list[tuple[float, float]]) -> tuple[float | None, float]:
+    """Variance and degrees of freedom of a sum, from those of its parts."""
+    variance = sum(part for part, _ in parts)
+    scale = sum(part**2 / freedom for part, freedom in parts)
+    return (variance if parts else None), (variance**2 / scale if scale else math.inf)
 
 
 def _bucketed_groups(y: np.ndarray, s: np.ndarray, keys: np.ndarray) -> GroupAuc:

@@ -132,8 +132,7 @@ def brier_parts(
     - `uncertainty = b (1 - b)`, which no model changes;
     - `within`: what is left because predictions differ within a bin (Stephenson et al. 2008), 0 if they do not;
     - `reliability_debiased`: reliability less the noise of the observed rates, `sum a_k o_k (1 - o_k) / (n_k - 1)`
-      (Broecker 2012; Kumar, Liang and Ma 2019).  Its mean over samples is the true one, so it may be below 0; None if
-      a bin has one row.
+      (Broecker 2012; Kumar, Liang and Ma 2019).  Its mean over samples is the true one, so it may be below 0.
 
     `brier = reliability - resolution + uncertainty + within`.
 
@@ -197,7 +196,7 @@ def _gaps(
     """Of each bin: its share of the weight, predicted less observed rate, the error of that, and its unbiased square.
 
     The error is that of a rate with half a click and half a row without one added, so that a bin without clicks has one
-    too.  The square is infinite for a bin of one row.
+    too.  A bin of one row has no square and counts with 0.
     """
     place, count = _bins(p, w, bins)
     weights = np.bincount(place, w, count)
@@ -206,7 +205,7 @@ def _gaps(
     predicted, observed = (np.bincount(place, w * v, count)[kept] / weights for v in (p, y))
     rows = weights**2 / np.bincount(place, w * w, count)[kept]
     smooth = (observed * rows + 0.5) / (rows + 1)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         unbiased = np.where(observed * (1 - observed) > 0, observed * (1 - observed) / (rows - 1), 0.0)
     return weights / weights.sum(), predicted - observed, np.sqrt(smooth * (1 - smooth) / rows), unbiased
 

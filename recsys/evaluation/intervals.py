@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import stdtrit
 
 from features.errors import UndefinedMetricError
 from recsys.evaluation.auc import GroupAuc, delong
@@ -46,8 +46,9 @@ def auc_interval(
 ) -> Interval:
     """AUC with DeLong's variance; the interval is made on the scale of logits, so that it stays within 0 and 1.
 
-    With A the AUC and e its standard error (`auc.delong`), the interval is `logit(A) +- z e / (A (1 - A))`, turned back
-    (Pepe, The Statistical Evaluation of Medical Tests, 2003, 5.2.4), which covers better than `A +- z e` near 1.
+    With A the AUC and e its standard error (`auc.delong`), the interval is `logit(A) +- t e / (A (1 - A))`, turned back
+    (Pepe, The Statistical Evaluation of Medical Tests, 2003, 5.2.4), which covers better than `A +- t e` near 1.  t is
+    Student's quantile with the degrees of freedom of the variance, which matters where there are few positives.
     Where every positive is above every negative the variance is 0 and says nothing; then k = min(P, Q) disjoint pairs
     are in order, whose chance is `A^k`, so the lower end is `((1 - level) / 2)^(1 / k)`, after Clopper and Pearson.
 
@@ -61,7 +62,7 @@ def auc_interval(
         UndefinedMetricError: There are fewer than two rows of a class.
 
     >>> str(auc_interval(np.array([0, 0, 1, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])))
-    '0.88889 [0.26137, 0.9945]'
+    '0.88889 [0.088036, 0.99849]'
     >>> str(auc_interval(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])))
     '1 [0.15811, 1]'
     """
@@ -74,7 +75,7 @@ def auc_interval(
         far = ((1 - level) / 2) ** (1 / min(found.positives, found.negatives))
         low, high = (far, 1.0) if value == 1 else (0.0, 1 - far)
         return Interval(value, low, high, level, "exact, classes apart", error)
-    half = _quantile(level) * error / (value * (1 - value))
+    half = _quantile(level, found.freedom) * error / (value * (1 - value))
     low, high = (1 / (1 + math.exp(-(math.log(value / (1 - value)) + side * half))) for side in (-1, 1))
     return Interval(value, low, high, level, "delong", error)
 
@@ -189,7 +190,7 @@ def _probabilities(
     return y, p, w
 
 
-def _quantile(level: float) -> float:
+def _quantile(level: float, freedom: float = math.inf) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level {level} is not between 0 and 1")
-    return float(ndtri((1 + level) / 2))
+    return float(stdtrit(freedom, (1 + level) / 2))

@@ -133,7 +133,7 @@ def evaluate_intervals(
 
     >>> y, p = np.array([0, 0, 1, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     >>> {name: str(interval) for name, interval in evaluate_intervals(y, p).items() if name in ("auc", "brier")}
-    {'auc': '0.88889 [0.26137, 0.9945]', 'brier': '0.185 [0.04634, 0.32366]'}
+    {'auc': '0.88889 [0.088036, 0.99849]', 'brier': '0.185 [0.04634, 0.32366]'}
     """
     y, p, _ = columns(labels, probabilities, weight)
     found = {}

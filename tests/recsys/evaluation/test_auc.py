@@ -57,7 +57,7 @@ def test_many_rows_in_ranges_and_threads_give_what_one_sort_gives(kind: type, le
 
 def test_a_constant_score_has_half_and_no_variance() -> None:
     labels = np.arange(200_000) % 3 == 0
-    assert auc.delong(labels, np.zeros(200_000)) == auc.Auc(0.5, 0.0, 66_667, 133_333)
+    assert auc.delong(labels, np.zeros(200_000)) == auc.Auc(0.5, 0.0, np.inf, 66_667, 133_333)
 
 
 def test_zeros_of_both_signs_are_equal() -> None:

@@ -60,9 +60,9 @@ def test_bca_is_that_of_scipy() -> None:
     plain = bootstrap_sums(lambda s: s[..., 0] / s[..., 1], columns, replicates=10_000)
     expected = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="BCa", rng=0).confidence_interval
     width = expected.high - expected.low
-    assert found.low == pytest.approx(expected.low, abs=0.03 * width)
-    assert found.high == pytest.approx(expected.high, abs=0.03 * width)
-    assert found.high - plain.high > 0.05 * width
+    assert found.low == pytest.approx(expected.low, abs=0.08 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.08 * width)
+    assert found.high - plain.high > 0.1 * width
 
 
 def test_what_does_not_exist_says_why() -> None:
