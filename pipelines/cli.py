@@ -556,6 +556,31 @@ def demo(overrides: Overrides = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def progressive(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    every: Annotated[
+        str | None, typer.Option("--every", help="Length of a window, such as 6h; a day by default.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Rows of a window, where the spec has no time.")
+    ] = None,
+    delay: Annotated[str, typer.Option("--delay", help="How long labels take, such as 1h; or a number of rows.")] = "0",
+) -> None:
+    """Train, then go through the test split in the order of time: predict a window, then learn from it.
+
+    `recsys progressive configs/synthetic.yaml --every 1d --delay 1h`
+
+    `recsys progressive configs/criteo.yaml --rows 1000 data.split.fractions=[0.5,0.1,0.4]`
+    """
+    with _job(as_json) as job:
+        from pipelines.progressive import progressive
+
+        job.result = progressive(_load(config, overrides), job.console, every=every, rows=rows, delay=delay)
+
+
+@app.command()
 def monitor(
     predictions: Annotated[
         Path, typer.Argument(metavar="PREDICTIONS", help="The prediction log: a folder of Parquet files, or a file.")
