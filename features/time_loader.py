@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 
@@ -14,10 +13,7 @@ from features.errors import ArtifactError, ConfigError
 from features.loader import SplitRows, generator_of
 from features.steps import Steps
 from features.store import Store
-
-_UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_MONDAY = 4 * 86_400
-"""1970-01-05: weeks begin on a Monday."""
+from features.times import length_of, origin_of
 
 
 class TimeLoader:
@@ -32,7 +28,7 @@ class TimeLoader:
     Args:
         store: The data; its spec names a time.
         split: train, valid or test.
-        every: Length of a period: a number and m, h, d or w. Periods begin at whole multiples of it since
+        every: Length of a period: a number and s, m, h, d or w. Periods begin at whole multiples of it since
             1970-01-01 UTC, weeks on Mondays.
         batch_size: Rows a step, over all ranks; the last of a period may have fewer.
         shuffle_seed: None for the order of time within a period.
@@ -179,12 +175,10 @@ class TimeLoader:
 
 def _period(every: str) -> tuple[int, int]:
     """Returns the length of a period and where one begins, in microseconds."""
-    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", every)
-    if match is None:
-        raise ConfigError(
-            "is no period of time", field="every", found=repr(every), expected="a number and m, h, d or w, such as 1d"
-        )
-    return int(match[1]) * _UNITS[match[2]] * 1_000_000, _MONDAY * 1_000_000 if match[2] == "w" else 0
+    length = length_of(every, field="every")
+    if not length:
+        raise ConfigError("a period has some length", field="every", found=repr(every), expected="such as 1d")
+    return length, origin_of(every)
 
 
 def _datetime(microseconds: int) -> np.datetime64:

@@ -556,6 +556,81 @@ def demo(overrides: Overrides = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def progressive(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    every: Annotated[
+        str | None, typer.Option("--every", help="Length of a window, such as 6h; a day by default.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Rows of a window, where the spec has no time.")
+    ] = None,
+    delay: Annotated[str, typer.Option("--delay", help="How long labels take, such as 1h; or a number of rows.")] = "0",
+) -> None:
+    """Train, then go through the test split in the order of time: predict a window, then learn from it.
+
+    `recsys progressive configs/synthetic.yaml --every 1d --delay 1h`
+
+    `recsys progressive configs/criteo.yaml --rows 1000 data.split.fractions=[0.5,0.1,0.4]`
+    """
+    with _job(as_json) as job:
+        from pipelines.progressive import progressive
+
+        job.result = progressive(_load(config, overrides), job.console, every=every, rows=rows, delay=delay)
+
+
+@app.command()
+def monitor(
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="The prediction log: a folder of Parquet files, or a file.")
+    ],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The label log.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="Such as `window=1h max_delay=30m unlabelled=missing`."),
+    ] = None,
+    as_json: Json = False,
+    once: Annotated[bool, typer.Option("--once", help="Read what is there and end.")] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="With --once: the logs are over, nothing is waited for.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of results and state; `WORKSPACE/monitor` by default.")
+    ] = None,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 10.0,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Predictions and inputs to hold the windows against.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "monitor",
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Follow a prediction log and a label log: metrics by window and model, drift alarms; writes a page.
+
+    `recsys monitor logs/predictions logs/labels window=1h max_delay=30m`
+
+    `recsys monitor logs/predictions logs/labels --once --json`
+    """
+    with _job(as_json) as job:
+        from pipelines.monitor import monitor
+
+        job.result = monitor(
+            predictions,
+            labels,
+            job.console,
+            out=out or workspace / "monitor",
+            overrides=overrides or [],
+            once=once,
+            finish=finish,
+            every=every,
+            reference=reference,
+            tracking_uri=tracking_uri,
+            experiment=experiment,
+        )
+
+
+@app.command()
 def data(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A recipe; without it they are listed.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Its parameters.")] = None,

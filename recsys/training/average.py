@@ -34,6 +34,11 @@ class ModelAverage:
         self._table = table
         self._rows = table.average = RowAverage(table.rows, table.width, decay)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there was a step: before, there is nothing to average."""
+        return int(self._steps) > 0
+
     def state(self) -> dict[str, Tensor]:
         """The live state tensors by name."""
         return {

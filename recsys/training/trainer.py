@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,11 +176,39 @@ class Trainer:
             self._end_epoch(valid)
         best = self._checkpoints.best
         _fill(self.model, functools.partial(self._checkpoints.restore, best))
+        if self.config.ema is not None:
+            # What is learned from here on is averaged by itself: the steps before led to other weights than these.
+            self._average = ModelAverage(self.model, self.config.ema)
         rate = examples / seconds if seconds else 0.0
         result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, p.skipped, best)
         if self.listener:
             self.listener.on_end(result)
         return result
+
+    def learn(self, batches: Iterable[Batch]) -> int:
+        """Trains on batches once, in their order: what comes in while a fitted model is in use.
+
+        Optimizers go on as they are, with the config's rates; nothing is validated or written.
+
+        Returns:
+            The rows of the batches.
+
+        Raises:
+            DataError: As `fit` does for steps that are not finite.
+        """
+        self.model.train()
+        learned = 0
+        for batch in batches:
+            _, _, rows = self._step(batch, 1.0)
+            self._progress.step += 1
+            learned += rows
+        return learned
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model holds the moving average of its weights, if there is one and it has begun."""
+        with self._average.in_place() if self._average and self._average.begun else nullcontext():
+            yield
 
     def _train_epoch(self, train: Loader, total_steps: int) -> tuple[float, int]:
         """Runs the rest of the current epoch; returns the seconds and examples it took."""
@@ -285,10 +314,7 @@ class Trainer:
         p, config = self._progress, self.config
         p.epoch += 1
         p.batch = 0
-        if self._average:
-            with self._average.in_place():
-                metrics = self._validate(valid)
-        else:
+        with self.averaged():
             metrics = self._validate(valid)
         values = {f"valid/{name}": value for name, value in metrics.items()}
         values["train/epoch_loss"] = p.loss_sum / p.weight_sum if p.weight_sum else 0.0

@@ -1,0 +1,226 @@
+"""What a model's predictions are worth while it serves: metrics a window and in total, by model, and drift alarms."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.errors import ArtifactError, UndefinedMetricError
+from recsys.evaluation.metrics import evaluate
+from recsys.evaluation.online.config import OnlineConfig
+from recsys.evaluation.online.drift import DriftWatch
+from recsys.evaluation.online.join import DelayedJoin, Window
+from recsys.evaluation.online.logs import ROLES, STREAM
+from recsys.evaluation.online.reference import Reference
+from recsys.evaluation.online.totals import Totals
+from recsys.evaluation.paired import paired_auc, paired_logloss
+
+STATE_VERSION = 1
+METRICS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "base_rate", "mean_prediction")
+"""Of a window and in total, in the order they are shown; each may be undefined."""
+
+Stream = tuple[str, ...]
+"""Role, model and version."""
+
+
+class Monitor:
+    """Reads the two logs and measures every window once it is final.
+
+    Whether the logs are read at once, in pieces, or by several monitors of which each goes on from the state of the one
+    before, the results are the same bits.
+
+    Args:
+        config: Lengths and levels.
+        reference: Rows with `probability` and inputs from before the log, such as the model's own training data; the
+            first window of each model when left out.
+
+    Attributes:
+        windows: A row a window and model: `window` (its start), `role`, `model`, `version`, `rows`, `labelled` (those
+            to which a label came), `METRICS`, `ece`, and `psi` (of the predictions, above chance).
+        differences: A row a window and model that scored requests of the champion's too: `window`, `role`, `model`,
+            `version`, `rows`, and of AUC and logloss the model's less the champion's with 95 % intervals.
+        alarms: A row an alarm: `window`, `role`, `model`, `version` and the fields of `Alarm`.
+    """
+
+    def __init__(self, config: OnlineConfig, reference: Reference | None = None) -> None:
+        self.config = config
+        self.join = DelayedJoin(config)
+        self._reference = reference
+        self._watches: dict[Stream, DriftWatch] = {}
+        self._totals: dict[Stream, Totals] = {}
+        self.windows: list[dict[str, Any]] = []
+        self.differences: list[dict[str, Any]] = []
+        self.alarms: list[dict[str, Any]] = []
+
+    def update(self, predictions: pl.DataFrame | None = None, labels: pl.DataFrame | None = None) -> int:
+        """Reads on in one log or both, see `DelayedJoin.update`; returns how many windows became final."""
+        return self._measure(self.join.update(predictions, labels))
+
+    def finish(self) -> int:
+        """Says that both logs are over; returns how many windows were left."""
+        return self._measure(self.join.finish())
+
+    def totals(self) -> list[dict[str, Any]]:
+        """A row a model over all final windows: `role`, `model`, `version`, `windows` and what `Totals` gives."""
+        rows = []
+        for stream in sorted(self._totals, key=_order):
+            windows = sum(1 for row in self.windows if tuple(row[name] for name in STREAM) == stream)
+            named = dict(zip(STREAM, stream, strict=True))
+            rows.append({**named, "windows": windows, **self._totals[stream].compute()})
+        return rows
+
+    def result(self) -> dict[str, Any]:
+        """All that is known, as plain values."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "totals": self.totals(),
+            "windows": self.windows,
+            "differences": self.differences,
+            "alarms": self.alarms,
+            "predictions": self.join.predictions,
+            "labels": self.join.labels,
+            "waiting": self.join.waiting,
+            "newest": {log: None if t is None else moment(t) for log, t in self.join.newest.items()},
+        }
+
+    def state(self) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
+        """All there is to go on from, as plain values and tables."""
+        joined, tables = self.join.state()
+        values = {
+            "version": STATE_VERSION,
+            "config": self.config.model_dump(mode="json"),
+            "join": joined,
+            "watches": [[*stream, watch.state()] for stream, watch in self._watches.items()],
+            "totals": [[*stream, totals.to_json()] for stream, totals in self._totals.items()],
+            "windows": self.windows,
+            "differences": self.differences,
+            "alarms": self.alarms,
+        }
+        return values, tables
+
+    def restore(self, values: Mapping[str, Any], tables: Mapping[str, pl.DataFrame]) -> None:
+        """Goes on from what `state` returned.
+
+        Raises:
+            ArtifactError: It is of another version, or of another config: other windows cannot be gone on with.
+        """
+        if values.get("version") != STATE_VERSION:
+            raise ArtifactError(
+                "state of another version",
+                field="state",
+                found=values.get("version"),
+                expected=STATE_VERSION,
+                mend="begin anew with another state folder",
+            )
+        own = self.config.model_dump(mode="json")
+        changed = [name for name in own if own[name] != values["config"].get(name)]
+        if changed:
+            raise ArtifactError(
+                "state of another config",
+                field=changed[0],
+                found=values["config"].get(changed[0]),
+                expected=own[changed[0]],
+                mend="give the values it was begun with, or begin anew with another state folder",
+            )
+        self.join.restore(values["join"], tables)
+        for *stream, watch in values["watches"]:
+            self._watch(tuple(stream)).restore(watch)
+        for *stream, totals in values["totals"]:
+            self._totals[tuple(stream)] = Totals.from_json(totals)
+        self.windows, self.differences = list(values["windows"]), list(values["differences"])
+        self.alarms = list(values["alarms"])
+
+    def _measure(self, windows: Sequence[Window]) -> int:
+        for window in windows:
+            streams = {
+                tuple(str(name) for name in stream): _labelled(rows, self.config)
+                for stream, rows in window.rows.group_by(STREAM, maintain_order=True)
+            }
+            for stream in streams:
+                self._watch(stream)
+            detectors = sum(watch.detectors() for watch in self._watches.values())
+            for stream in sorted(streams, key=_order):
+                self._measure_stream(window.start, stream, streams[stream], detectors)
+            self._compare(window.start, streams)
+        return len(windows)
+
+    def _measure_stream(self, start: int, stream: Stream, found: tuple[pl.DataFrame, int], detectors: int) -> None:
+        rows, labelled = found
+        named = {"window": moment(start), **dict(zip(STREAM, stream, strict=True))}
+        y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
+        metrics = evaluate(y, p)
+        alarms, stability = self._watch(stream).update(rows, detectors)
+        self._totals.setdefault(stream, Totals()).update(y, p)
+        self.windows.append(
+            {
+                **named,
+                "rows": metrics["rows"],
+                "labelled": labelled,
+                **{name: metrics[name] for name in METRICS if name in metrics},
+                "mean_prediction": float(p.mean()) if len(p) else None,
+                "ece": metrics["ece"],
+                "psi": stability.get("prediction"),
+            }
+        )
+        self.alarms += [{**named, **alarm.to_json()} for alarm in alarms]
+
+    def _compare(self, start: int, streams: Mapping[Stream, tuple[pl.DataFrame, int]]) -> None:
+        """Differences to the champion where both scored the same requests."""
+        champions = [stream for stream in streams if stream[0] == ROLES[0]]
+        if len(champions) != 1:
+            return
+        champion = streams[champions[0]][0].select("key", "requested", champion="probability")
+        for stream in sorted(set(streams) - set(champions), key=_order):
+            both = streams[stream][0].join(champion, on=["key", "requested"], maintain_order="left")
+            if not both.height:
+                continue
+            row: dict[str, Any] = {"window": moment(start), **dict(zip(STREAM, stream, strict=True))}
+            row["rows"] = both.height
+            row |= difference(*(both[name].to_numpy() for name in ("label", "probability", "champion")))
+            self.differences.append(row)
+
+    def _watch(self, stream: Stream) -> DriftWatch:
+        return self._watches.setdefault(stream, DriftWatch(self.config.alarms, self._reference))
+
+
+def difference(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+    """Of AUC and logloss, that of `a` less that of `b` with a 95 % interval; None where there is none.
+
+    Args:
+        labels: [N] in {0, 1}.
+        a: [N] probabilities.
+        b: [N] probabilities of another model for the same rows.
+    """
+    row: dict[str, float | None] = {}
+    for name, paired in (("auc", paired_auc), ("logloss", paired_logloss)):
+        try:
+            found = paired(labels, a, b)
+            row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        except UndefinedMetricError:
+            row |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return row
+
+
+def moment(microseconds: int) -> str:
+    """A time as text.
+
+    >>> moment(0)
+    '1970-01-01 00:00:00'
+    """
+    return str(datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=microseconds))
+
+
+def _order(stream: Stream) -> tuple[int, Stream]:
+    return ROLES.index(stream[0]), stream
+
+
+def _labelled(rows: pl.DataFrame, config: OnlineConfig) -> tuple[pl.DataFrame, int]:
+    """The rows that count, all with a label, and to how many of them one came."""
+    there = rows.height - rows["label"].null_count()
+    if config.unlabelled == "missing":
+        return rows.drop_nulls("label"), there
+    return rows.with_columns(pl.col("label").fill_null(0)), there

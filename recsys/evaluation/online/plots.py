@@ -1,0 +1,75 @@
+"""Pictures of online evaluation: a metric window by window, a line a model, alarms marked."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+from recsys.evaluation.online.logs import STREAM
+from recsys.evaluation.plots import Picture, Theme, legend, picture
+
+NAMES = {
+    "auc": "AUC",
+    "logloss": "logloss (nats)",
+    "normalised_entropy": "normalised entropy",
+    "calibration_ratio": "expected over observed",
+    "rows": "rows",
+}
+_MARKERS = "os^Dv"
+
+
+def window_pictures(
+    windows: Sequence[Mapping[str, Any]], alarms: Sequence[Mapping[str, Any]], metrics: Sequence[str] = tuple(NAMES)
+) -> list[Picture]:
+    """A picture a metric.
+
+    Args:
+        windows: Rows of `Monitor.windows`, or others with a `window` (a time as text, or a number) and metrics.
+        alarms: Rows of `Monitor.alarms`; their windows are marked.
+        metrics: Which; one that no window has is left out.
+    """
+    there = [name for name in metrics if any(row.get(name) is not None for row in windows)]
+    return [_metric_picture(name, windows, {alarm["window"] for alarm in alarms}) for name in there]
+
+
+def stream_name(row: Mapping[str, Any]) -> str:
+    """What a model is called in a picture, by what tells it from others.
+
+    >>> stream_name({"role": "shadow", "model": "clicks", "version": "7"})
+    'shadow clicks 7'
+    """
+    return " ".join(str(row[name]) for name in STREAM if name in row)
+
+
+def _metric_picture(metric: str, windows: Sequence[Mapping[str, Any]], alarms: set[Any]) -> Picture:
+    lines: dict[str, list[tuple[Any, float]]] = {}
+    for row in windows:
+        value = row.get(metric)
+        point = (_place(row["window"]), float("nan") if value is None else value)
+        lines.setdefault(stream_name(row), []).append(point)
+    timed = isinstance(windows[0]["window"], str)
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for window in sorted(alarms):
+            axes.axvline(_place(window), color=theme.faint, linewidth=1.2, linestyle="--")
+        for place, (name, points) in enumerate(lines.items()):
+            x, values = zip(*points, strict=True)
+            colour, marker = theme.series[place % len(theme.series)], _MARKERS[place // len(theme.series) % 5]
+            axes.plot(x, values, marker=marker, color=colour, label=name, markersize=3, linewidth=1.2)
+        if timed:
+            locator = AutoDateLocator()
+            axes.xaxis.set_major_locator(locator)
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.set(xlabel="" if timed else "row", ylabel=NAMES[metric])
+        legend(axes, theme, "above")
+
+    marked = "; dashed lines mark windows with an alarm" if alarms else ""
+    return picture(metric, f"{NAMES[metric]} by window{marked}.", draw, size=(5.2, 3.2), png=False)
+
+
+def _place(window: str | int) -> Any:
+    return datetime.datetime.fromisoformat(window) if isinstance(window, str) else window
