@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +95,7 @@ def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = N
     require_both_classes(p, n, len(y))
     low_negatives, low_positives, high_negatives, high_positives = _parts(y, s)
     found = _run(
-        lambda part: _sorted_losses(*part, s),
+        lambda part: _sorted_losses(part[0], part[1], part[2], part[3], s),
         [
             (low_positives, low_negatives, 0, len(high_negatives)),
             (high_positives, high_negatives, len(low_positives), 0),
@@ -203,7 +203,7 @@ def _weighted(y: np.ndarray, s: np.ndarray, w: np.ndarray) -> Auc:
     return Auc(1 - mean, *_sum(parts), p, len(y) - p)
 
 
-def _sum(parts: list[tuple[float, float]]) -> tuple[float | None, float]:
+def _sum(parts: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
     """Variance and degrees of freedom of a sum, from those of its parts."""
     variance = sum(part for part, _ in parts)
     scale = sum(part**2 / freedom for part, freedom in parts)
