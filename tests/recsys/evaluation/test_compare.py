@@ -170,7 +170,7 @@ def test_one_class_leaves_what_exists() -> None:
     p = np.random.default_rng(0).uniform(0.1, 0.9, (2, 50))
     found = compare(np.zeros(50), {"a": p[0], "b": p[1]}, resamples=50)
     assert [d.metric for d in found.differences] == ["logloss"]
-    assert set(found.undefined) == {"auc", "normalised_entropy", "calibration_ratio", "miscalibration"}
+    assert set(found.undefined) == {"auc", "pr_auc", "normalised_entropy", "calibration_ratio", "miscalibration"}
     one = compare(np.r_[1.0, np.zeros(49)], {"a": p[0], "b": p[1]}, resamples=50)
     assert "two of each class" in one.undefined["auc"]
 
