@@ -130,6 +130,17 @@ def test_the_gain_is_over_what_was_logged_and_its_interval_knows_what_both_share
     assert (same.gain, same.gain_interval.low, same.gain_interval.high) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
+def test_empirical_bernstein_ends_where_a_policy_can_earn_no_more():
+    log, target = slates(rows=60)
+    found = evaluate_policy(log, target, draws=100)
+    for line in found.estimates:
+        assert line.bernstein is None or 0 <= line.bernstein.low <= line.bernstein.high <= 1
+    ends = [(line.bernstein.low, line.bernstein.high) for line in found.slate if line.bernstein is not None]
+    assert all(0 <= low <= high <= 3 for low, high in ends)
+    # 60 rows and weights of up to 4 say nothing: the whole range is left.
+    assert (0.0, 3.0) in ends
+
+
 def test_no_interval_where_a_draw_has_no_value():
     log = BanditLog(np.array([0, 0, 1]), np.array([1, 0, 1]), np.full(3, 0.5), actions=2)
     found = evaluate_policy(log, TargetPolicy.of(log, np.array([[0.0, 1.0]] * 3)))
