@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -94,17 +94,14 @@ def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = N
     n = len(y) - p
     require_both_classes(p, n, len(y))
     low_negatives, low_positives, high_negatives, high_positives = _parts(y, s)
-    found = _run(
-        lambda part: _sorted_losses(part[0], part[1], part[2], part[3], s),
-        [
-            (low_positives, low_negatives, 0, len(high_negatives)),
-            (high_positives, high_negatives, len(low_positives), 0),
-        ],
-        len(y),
-    )
+    ranges = [
+        (low_positives, low_negatives, 0, len(high_negatives)),
+        (high_positives, high_negatives, len(low_positives), 0),
+    ]
+    found = _run(lambda part: _sorted_losses(s, *part), ranges, len(y))
     losses = sum(int(part[0]) for part in found)
     mean = losses / (2 * p * n)
-    parts = []
+    parts: list[tuple[float, float]] = []
     if min(p, n) > 1:
         for squares, rows, others in (
             (sum(part[1] for part in found), p, n),
@@ -190,7 +187,7 @@ def _weighted(y: np.ndarray, s: np.ndarray, w: np.ndarray) -> Auc:
     of_positives = (negative[::-1].cumsum()[::-1] - negative / 2) / other
     of_negatives = (positive.cumsum() - positive / 2) / total
     mean = float((positive * of_positives).sum() / total)
-    parts = []
+    parts: list[tuple[float, float]] = []
     for squares, weights, shares in (
         (positive_squares, positive, of_positives),
         (negative_squares, negative, of_negatives),
@@ -203,7 +200,7 @@ def _weighted(y: np.ndarray, s: np.ndarray, w: np.ndarray) -> Auc:
     return Auc(1 - mean, *_sum(parts), p, len(y) - p)
 
 
-def _sum(parts: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
+def _sum(parts: list[tuple[float, float]]) -> tuple[float | None, float]:
     """Variance and degrees of freedom of a sum, from those of its parts."""
     variance = sum(part for part, _ in parts)
     scale = sum(part**2 / freedom for part, freedom in parts)
@@ -275,7 +272,7 @@ def _parts(y: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
 
 
 def _sorted_losses(
-    positives: np.ndarray, negatives: np.ndarray, positives_below: int, negatives_above: int, scores: np.ndarray
+    scores: np.ndarray, positives: np.ndarray, negatives: np.ndarray, positives_below: int, negatives_above: int
 ) -> Any:
     """What `count_losses` says of one range; its scores are sorted in place."""
     for part in (positives, negatives):
