@@ -16,12 +16,14 @@ from recsys.evaluation.online.drift import DriftWatch
 from recsys.evaluation.online.join import DelayedJoin, Window
 from recsys.evaluation.online.logs import ROLES, STREAM
 from recsys.evaluation.online.reference import Reference
-from recsys.evaluation.online.totals import Totals
 from recsys.evaluation.paired import paired_auc, paired_logloss
+from recsys.evaluation.streaming import StreamingMetrics
 
 STATE_VERSION = 1
 METRICS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "base_rate", "mean_prediction")
 """Of a window and in total, in the order they are shown; each may be undefined."""
+TOTALS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "base_rate")
+"""Over all windows."""
 
 Stream = tuple[str, ...]
 """Role, model and version."""
@@ -51,7 +53,7 @@ class Monitor:
         self.join = DelayedJoin(config)
         self._reference = reference
         self._watches: dict[Stream, DriftWatch] = {}
-        self._totals: dict[Stream, Totals] = {}
+        self._totals: dict[Stream, StreamingMetrics] = {}
         self.windows: list[dict[str, Any]] = []
         self.differences: list[dict[str, Any]] = []
         self.alarms: list[dict[str, Any]] = []
@@ -65,12 +67,15 @@ class Monitor:
         return self._measure(self.join.finish())
 
     def totals(self) -> list[dict[str, Any]]:
-        """A row a model over all final windows: `role`, `model`, `version`, `windows` and what `Totals` gives."""
+        """A row a model over all final windows: `role`, `model`, `version`, `windows`, `rows`, `auc_error` (how far the
+        AUC may be from the exact one) and `TOTALS`, which are exact but for the AUC."""
         rows = []
         for stream in sorted(self._totals, key=_order):
             windows = sum(1 for row in self.windows if tuple(row[name] for name in STREAM) == stream)
             named = dict(zip(STREAM, stream, strict=True))
-            rows.append({**named, "windows": windows, **self._totals[stream].compute()})
+            (found,) = self._totals[stream].compute().values()
+            values = {name: found.get(name) for name in ("rows", "auc_error", *TOTALS)}
+            rows.append({**named, "windows": windows, **values})
         return rows
 
     def result(self) -> dict[str, Any]:
@@ -130,7 +135,7 @@ class Monitor:
         for *stream, watch in values["watches"]:
             self._watch(tuple(stream)).restore(watch)
         for *stream, totals in values["totals"]:
-            self._totals[tuple(stream)] = Totals.from_json(totals)
+            self._totals[tuple(stream)] = StreamingMetrics.from_json(totals)
         self.windows, self.differences = list(values["windows"]), list(values["differences"])
         self.alarms = list(values["alarms"])
 
@@ -154,7 +159,7 @@ class Monitor:
         y, p = rows["label"].to_numpy(), rows["probability"].to_numpy()
         metrics = evaluate(y, p)
         alarms, stability = self._watch(stream).update(rows, detectors)
-        self._totals.setdefault(stream, Totals()).update(y, p)
+        self._totals.setdefault(stream, StreamingMetrics()).update(y, p)
         self.windows.append(
             {
                 **named,

