@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,6 +65,34 @@ def workshop(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(work)
             raise
         shutil.rmtree(work)
+
+
+@contextmanager
+def finished(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which gets the name of `folder` at the end: a folder of that name is whole.
+
+    Of two processes that write the same, the first one to end gives the folder.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _name_once(partial, folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _name_once(partial: Path, folder: Path) -> None:
+    try:
+        os.replace(partial, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def link(source: Path, target: Path) -> None:

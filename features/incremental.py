@@ -7,12 +7,11 @@ its name says everything that it hangs on, so that a later run finds it or does 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +21,13 @@ import xxhash
 from pydantic import Field
 
 from features.drift import Profile, compare, profile_of, schema_drift
+from features.engines.base import LOCAL, Engine
 from features.errors import ArtifactError, ConfigError, DataError, list_names
 from features.files import read_json, write_json
-from features.folders import kept_aside, link, remove_leftovers, spool_beside, whole_or_nothing, workshop
+from features.folders import finished, kept_aside, link, remove_leftovers, spool_beside, whole_or_nothing, workshop
 from features.frames import SPLIT_COLUMN, first_line
-from features.input_files import ADDED_COLUMNS, InputFile, Reading, read_file, unreadable_of
+from features.input_files import ADDED_COLUMNS, FileRows, InputFile, Reading, read_files, unreadable_of
+from features.pieces import count_rows, fit_on_files, write_fit_columns
 from features.pipeline import FeaturePipeline
 from features.quality import STRICT, Checked, QualityConfig, check, check_share, write_quarantine
 from features.records import Open
@@ -63,14 +64,22 @@ UPDATE = IncrementalConfig()
 
 @dataclasses.dataclass
 class _Piece:
-    """Rows of one file."""
+    """Rows of one file: all, or `limit` from `start` on."""
 
-    file: InputFile
+    rows: FileRows
     stamp: tuple[int, int]
     digest: str
     start: int
-    frame: pl.LazyFrame
+    limit: int | None
     checked: Checked | None = None
+
+    @property
+    def file(self) -> InputFile:
+        return self.rows.file
+
+    def frame(self, open_file: Open) -> pl.LazyFrame:
+        frame = self.rows.open(open_file)
+        return frame if self.limit is None else frame.slice(self.start, self.limit)
 
     @property
     def salt(self) -> int:
@@ -89,6 +98,7 @@ def update_store(
     quality: QualityConfig = STRICT,
     incremental: IncrementalConfig = UPDATE,
     anew: bool = False,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Adds the files that the store does not hold yet; the first time fits on the train rows of all files.
@@ -107,6 +117,8 @@ def update_store(
         quality: What becomes of rows that cannot be used. The limit holds for the new files together.
         incremental: See there.
         anew: Forget the store that is there.
+        engine: Works off pieces, with the same result; None for one after the other in this process, as it is done
+            anyway if there is a `quality.key`.
         progress: Told about the rows read.
 
     Raises:
@@ -135,8 +147,10 @@ def update_store(
         if old is not None and not new:
             return old
         pipeline = FeaturePipeline(spec) if old is None else old.pipeline
-        run = _Run(work, old, pipeline, split, quality, shard_rows, source or {})
-        readings = run.read(new, open_file, spool)
+        readings = read_files(new, open_file, pipeline, quality, spool, engine)
+        # What is a second row of a key hangs on the pieces before.
+        engine = None if quality.key is not None else engine
+        run = _Run(work, old, pipeline, split, quality, shard_rows, source or {}, open_file, engine)
         pieces = run.pieces(readings, stamps, digests, incremental.piece_rows)
         if old is None:
             run.fit(pieces)
@@ -180,6 +194,64 @@ def _check_known(known: dict[str, dict[str, Any]], digests: dict[str, str], incr
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """What is done with a single piece; it can be sent to another process.
+
+    Attributes:
+        checker: Says what the operators cannot take: not fitted in a first run, in which the check comes first.
+        pipeline: Encodes, once it is fitted.
+    """
+
+    checker: FeaturePipeline
+    pipeline: FeaturePipeline
+    split: Split
+    quality: QualityConfig
+    shard_rows: int
+    open_file: Open
+
+    def check(self, piece: _Piece, seen: np.ndarray | None = None) -> Checked:
+        frame = piece.frame(self.open_file)
+        return check(frame, self.split, self.checker, self.quality, seen=seen, salt=piece.salt)
+
+    def fit_columns(self, item: tuple[_Piece, Path]) -> dict[str | None, int]:
+        """Writes what the pipeline is fitted on; returns the rows of each split."""
+        piece, path = item
+        checked = self.check(piece)
+        write_fit_columns(FeaturePipeline(self.checker.spec), checked.kept, path)
+        return checked.counts
+
+    def encode_apart(self, item: tuple[Path, _Piece]) -> None:
+        """Encodes a piece that no other has to do with."""
+        folder, piece = item
+        if not folder.is_dir():
+            self.encode(piece, folder)
+
+    def encode(self, piece: _Piece, folder: Path, seen: np.ndarray | None = None) -> None:
+        """Writes the folder of a piece."""
+        checked = piece.checked or self.check(piece, seen)
+        with finished(folder) as partial:
+            if checked.reasons:
+                write_quarantine(checked.bad, partial / _ROWS)
+            shards = write_shards(partial, checked.kept, self.pipeline, self.shard_rows)
+            if piece.file.stamp != piece.stamp:
+                raise DataError(
+                    "file changed while it was read",
+                    field=piece.file.name,
+                    mend="write files under another name and rename them when they are whole",
+                )
+            written = sum(entry["rows"] for entries in shards.values() for entry in entries)
+            dropped = checked.counts.get(None, 0)
+            if written + dropped + sum(checked.reasons.values()) != checked.rows_read:
+                raise DataError("rows were lost", field=piece.file.name, found=written, expected=checked.rows_read)
+            if checked.keys is not None:
+                np.save(partial / f"{_KEYS}.npy", checked.keys)
+            write_json(
+                partial / _FILE,
+                {"rows_read": checked.rows_read, "dropped": dropped, "reasons": checked.reasons, "shards": shards},
+            )
+
+
 class _Run:
     """One update, with what all its pieces share."""
 
@@ -192,16 +264,16 @@ class _Run:
         quality: QualityConfig,
         shard_rows: int,
         source: dict[str, Any],
+        open_file: Open,
+        engine: Engine | None,
     ) -> None:
         self.work, self.old, self.pipeline = work, old, pipeline
+        self.checker = FeaturePipeline(pipeline.spec) if old is None else pipeline
+        self.open_file, self.engine = open_file, engine
         self.split, self.quality, self.shard_rows, self.source = split, quality, shard_rows, source
         self.seen = np.empty(0, dtype=np.uint64)
         if old is not None and quality.key is not None:
             self.seen = _all_keys(sorted((old.folder / _KEYS).glob("*.npy")))
-
-    def read(self, files: Sequence[InputFile], open_file: Open, spool: Path) -> list[Reading]:
-        """Opens the new files."""
-        return [read_file(file, open_file, self.pipeline, self.quality, spool) for file in files]
 
     def pieces(
         self,
@@ -212,15 +284,21 @@ class _Run:
     ) -> list[_Piece]:
         """Cuts files of many rows."""
         pieces = []
-        for reading in readings:
-            if reading.frame is None:
-                continue
-            rows = int(reading.frame.select(pl.len()).collect().item())
-            for start in range(0, max(rows, 1), piece_rows):
-                frame = reading.frame if rows <= piece_rows else reading.frame.slice(start, piece_rows)
-                name = reading.file.name
-                pieces.append(_Piece(reading.file, stamps[name], digests[name], start, frame))
+        parts = [reading.rows for reading in readings if reading.rows is not None]
+        counts = (self.engine or LOCAL).map(
+            count_rows, [functools.partial(rows.open, self.open_file) for rows in parts]
+        )
+        for rows, count in zip(parts, counts, strict=True):
+            limit = None if count <= piece_rows else piece_rows
+            name = rows.file.name
+            pieces += [
+                _Piece(rows, stamps[name], digests[name], start, limit) for start in range(0, max(count, 1), piece_rows)
+            ]
         return pieces
+
+    @property
+    def _worker(self) -> _Worker:
+        return _Worker(self.checker, self.pipeline, self.split, self.quality, self.shard_rows, self.open_file)
 
     def fit(self, pieces: Sequence[_Piece]) -> None:
         """Fits on the train rows of all pieces, or takes what a killed run had fitted on the same."""
@@ -229,23 +307,43 @@ class _Run:
         if saved.is_dir():
             self.pipeline = FeaturePipeline.load(saved)
             return
+        # Files of other types are fitted on as the one type that holds them all, and so not apart.
+        alike = all(piece.rows.schema == pieces[0].rows.schema for piece in pieces)
+        if self.engine is not None and alike and pieces:
+            self._fit_apart(self.engine, pieces)
+        else:
+            self._fit_here(pieces)
+        with finished(saved) as partial:
+            self.pipeline.save(partial)
+
+    def _fit_here(self, pieces: Sequence[_Piece]) -> None:
         counts: Counter[str | None] = Counter()
         seen = self.seen
         for piece in pieces:
-            piece.checked = self._check(piece, seen)
+            piece.checked = self._worker.check(piece, seen)
             counts.update(piece.checked.counts)
             seen = _union(seen, piece.checked.keys)
         check_splits(dict(counts), self.split)
         kept = [piece.checked.kept for piece in pieces if piece.checked is not None]
         rows = pl.concat(kept, how="diagonal_relaxed")
         self.pipeline.fit(rows.filter(pl.col(SPLIT_COLUMN) == "train"))
-        with _finished(saved) as partial:
-            self.pipeline.save(partial)
+
+    def _fit_apart(self, engine: Engine, pieces: Sequence[_Piece]) -> None:
+        folder = self.work / "fit-columns"
+        items = [(piece, folder / f"{number:06d}.arrow") for number, piece in enumerate(pieces)]
+        counts: Counter[str | None] = Counter()
+        try:
+            for found in engine.map(self._worker.fit_columns, items):
+                counts.update(found)
+            check_splits(dict(counts), self.split)
+            fit_on_files(self.pipeline, pieces[0].frame(self.open_file), [path for _, path in items])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def encode(self, pieces: Sequence[_Piece], progress: Progress | None) -> list[Path]:
         """Encodes what is not encoded yet; returns the folders of all pieces."""
         folders: list[Path] = []
-        rows, seen, before = 0, self.seen, ""
+        before = ""
         for piece in pieces:
             changed = piece.file.changed if self.quality.now == "file" else None
             before = self._hash(
@@ -253,13 +351,19 @@ class _Run:
                 [self.shard_rows, piece.file.name, piece.digest, piece.start, changed],
                 before if self.quality.key is not None else "",
             )
-            folder = self.work / f"piece-{before}"
-            if not folder.is_dir():
-                with _finished(folder) as partial:
-                    self._encode(piece, seen, partial)
+            folders.append(self.work / f"piece-{before}")
+        todo = {folder: piece for piece, folder in zip(pieces, folders, strict=True) if not folder.is_dir()}
+        apart: Iterator[None] = (
+            iter(()) if self.engine is None else self.engine.map(self._worker.encode_apart, list(todo.items()))
+        )
+        rows, seen = 0, self.seen
+        for folder in folders:
+            if folder in todo and self.engine is None:
+                self._worker.encode(todo[folder], folder, seen)
+            elif folder in todo:
+                next(apart)
             if (folder / f"{_KEYS}.npy").is_file():
                 seen = _union(seen, np.load(folder / f"{_KEYS}.npy"))
-            folders.append(folder)
             rows += read_json(folder / _FILE, mend=_MEND)["rows_read"]
             if progress is not None:
                 progress(rows)
@@ -366,31 +470,6 @@ class _Run:
             before.seen[name] |= seen
         return before, drift
 
-    def _check(self, piece: _Piece, seen: np.ndarray) -> Checked:
-        return check(piece.frame, self.split, self.pipeline, self.quality, seen=seen, salt=piece.salt)
-
-    def _encode(self, piece: _Piece, seen: np.ndarray, folder: Path) -> None:
-        checked = piece.checked or self._check(piece, seen)
-        if checked.reasons:
-            write_quarantine(checked.bad, folder / _ROWS)
-        shards = write_shards(folder, checked.kept, self.pipeline, self.shard_rows)
-        if piece.file.stamp != piece.stamp:
-            raise DataError(
-                "file changed while it was read",
-                field=piece.file.name,
-                mend="write files under another name and rename them when they are whole",
-            )
-        written = sum(entry["rows"] for entries in shards.values() for entry in entries)
-        dropped = checked.counts.get(None, 0)
-        if written + dropped + sum(checked.reasons.values()) != checked.rows_read:
-            raise DataError("rows were lost", field=piece.file.name, found=written, expected=checked.rows_read)
-        if checked.keys is not None:
-            np.save(folder / f"{_KEYS}.npy", checked.keys)
-        write_json(
-            folder / _FILE,
-            {"rows_read": checked.rows_read, "dropped": dropped, "reasons": checked.reasons, "shards": shards},
-        )
-
     def _retire(self, folder: Path, shards: Shards, days: float) -> tuple[Shards, int]:
         if not self.pipeline.layout.has_time:
             raise ConfigError("the spec names no time", field="data.incremental.keep_days", mend="name spec.time")
@@ -422,10 +501,9 @@ def _schema_changes(readings: Sequence[Reading], old: Store | None) -> tuple[lis
     columns: dict[str, str] = {} if old is None else old.manifest["columns"]
     changes = []
     for reading in readings:
-        if reading.frame is None:
+        if reading.rows is None:
             continue
-        schema = reading.frame.collect_schema()
-        now = {name: str(dtype) for name, dtype in schema.items() if name not in ADDED_COLUMNS}
+        now = {name: str(dtype) for name, dtype in reading.rows.schema.items() if name not in ADDED_COLUMNS}
         if columns:
             changes += [f"{reading.file.name}: {change}" for change in schema_drift(columns, now)]
         columns = now
@@ -451,16 +529,6 @@ def _late(pieces: Sequence[Path], found: Sequence[dict[str, Any]], ranges: dict[
         paths = [piece / shard["path"] for shards in entry["shards"].values() for shard in shards]
         rows.append(sum(int((read_shard(path).column("time").to_numpy() < newest).sum()) for path in paths))
     return {"late_rows": sum(rows), "late_pieces": sum(count > 0 for count in rows)}
-
-
-@contextmanager
-def _finished(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write into, which gets its name at the end: a folder of that name is whole."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    yield partial
-    os.replace(partial, folder)
 
 
 def _all_keys(paths: Sequence[Path]) -> np.ndarray:

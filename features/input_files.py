@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from features.engines.base import LOCAL, Engine
 from features.errors import DataError
 from features.files import digest_of
 from features.frames import FILE_COLUMN, PLACE_COLUMN, first_line, schema_of
 from features.pipeline import FeaturePipeline
 from features.quality import CHANGED_COLUMN, QualityConfig, problems_of
-from features.records import BadRecord, Open, open_records, require_records
+from features.records import BadRecord, Open, Opened, open_records, require_records, with_places
 from features.unreadable import Unreadable
 
 ADDED_COLUMNS = (FILE_COLUMN, PLACE_COLUMN, CHANGED_COLUMN)
@@ -62,19 +65,43 @@ class InputFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """The rows of a file, or why there are none.
+class FileRows:
+    """Where the rows of a file are; it can be sent to another process, which opens them.
 
     Attributes:
         file: The file.
-        frame: Rows with `__file__`, `__place__` and `__changed__`; None if the file cannot be used at all.
+        changed: When it was changed last, in microseconds since 1970-01-01 UTC.
+        path: What holds the rows: the file, or a copy of its good records.
+        places: uint32 [R], of the rows of a copy their places in the file; None for the file itself.
+        schema: The columns of the rows, and `__place__`.
+    """
+
+    file: InputFile
+    changed: int
+    path: Path
+    places: np.ndarray | None
+    schema: pl.Schema
+
+    def open(self, open_file: Open) -> pl.LazyFrame:
+        """Returns the rows with `__file__`, `__place__` and `__changed__`."""
+        known = {FILE_COLUMN: pl.lit(self.file.name), CHANGED_COLUMN: pl.lit(self.changed, dtype=pl.Int64)}
+        return with_places(open_file(self.path), self.places).with_columns(**known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Where the rows of a file are, or why there are none.
+
+    Attributes:
+        file: The file.
+        rows: None if the file cannot be used at all.
         records: What is no record.
-        failure: Why there is no frame.
+        failure: Why there are no rows.
         note: What is odd about the file.
     """
 
     file: InputFile
-    frame: pl.LazyFrame | None
+    rows: FileRows | None
     records: tuple[BadRecord, ...] = ()
     failure: str | None = None
     note: str | None = None
@@ -93,13 +120,7 @@ def input_files(paths: Sequence[Path]) -> list[InputFile]:
 
 
 def read_file(
-    file: InputFile,
-    open_file: Open,
-    pipeline: FeaturePipeline,
-    quality: QualityConfig,
-    spool: Path,
-    *,
-    like: pl.Schema | None = None,
+    file: InputFile, open_file: Open, pipeline: FeaturePipeline, quality: QualityConfig, spool: Path
 ) -> Reading:
     """Opens a file and sees whether its records and its columns can be used.
 
@@ -109,7 +130,6 @@ def read_file(
         pipeline: Reads the columns; it need not be fitted.
         quality: In strict mode what cannot be used is an error.
         spool: Where to put a copy of the records that are good, if some are bad.
-        like: Columns of the files before, whose types must be the same.
 
     Raises:
         DataError: In strict mode: a record, a column or the file cannot be used.
@@ -117,52 +137,81 @@ def read_file(
     try:
         if quality.mode == "strict":
             require_records(file.path)
-            frame, records, note = open_file(file.path).with_row_index(PLACE_COLUMN), [], None
+            opened = Opened(with_places(open_file(file.path), None), file.path, None, [])
+        elif not file.bytes:
+            raise DataError("file is empty", field=file.name)
         else:
-            if not file.bytes:
-                raise DataError("file is empty", field=file.name)
             opened = open_records(file.path, open_file, spool)
-            frame, records, note = opened.frame, opened.records, opened.note
-        schema = schema_of(frame)
+        schema = schema_of(opened.frame)
         problems_of(pipeline, schema)
-        for column, dtype in (like or {}).items():
-            if schema.get(column, dtype) != dtype and column != PLACE_COLUMN:
-                raise DataError(
-                    "column has another type than in the files before",
-                    field=column,
-                    found=schema[column],
-                    expected=dtype,
-                    mend="write the file anew",
-                )
     except (DataError, OSError) as error:
         if quality.mode == "strict":
             raise
         return Reading(file, None, failure=str(error) if isinstance(error, DataError) else first_line(error))
-    changed = file.changed // 1000
-    known = {FILE_COLUMN: pl.lit(file.name), CHANGED_COLUMN: pl.lit(changed, dtype=pl.Int64)}
-    return Reading(file, frame.with_columns(**known), tuple(records), note=note)
+    rows = FileRows(file, file.changed // 1000, opened.path, opened.places, schema)
+    return Reading(file, rows, tuple(opened.records), note=opened.note)
+
+
+def read_files(
+    files: Sequence[InputFile],
+    open_file: Open,
+    pipeline: FeaturePipeline,
+    quality: QualityConfig,
+    spool: Path,
+    engine: Engine | None = None,
+) -> list[Reading]:
+    """Opens files as `read_file` does, each by itself.
+
+    Raises:
+        DataError: In strict mode: a record, a column or a file cannot be used.
+    """
+    read = functools.partial(read_file, open_file=open_file, pipeline=pipeline, quality=quality, spool=spool)
+    return list((engine or LOCAL).map(read, files))
 
 
 def gather(
-    files: Sequence[InputFile], open_file: Open, pipeline: FeaturePipeline, quality: QualityConfig, spool: Path
-) -> tuple[pl.LazyFrame, Unreadable]:
-    """Opens all files as one frame, with what cannot be read beside it.
+    files: Sequence[InputFile],
+    open_file: Open,
+    pipeline: FeaturePipeline,
+    quality: QualityConfig,
+    spool: Path,
+    engine: Engine | None = None,
+) -> tuple[pl.LazyFrame, list[FileRows], Unreadable]:
+    """Opens all files as one frame; returns also its parts, one a file, and what cannot be read.
+
+    The types of the columns must be those of the first file that can be read.
 
     Raises:
-        DataError: No file can be read.
+        DataError: No file can be read; or in strict mode a file cannot be used.
     """
     readings: list[Reading] = []
     like: pl.Schema | None = None
-    for file in files:
-        reading = read_file(file, open_file, pipeline, quality, spool, like=like)
-        readings.append(reading)
-        if like is None and reading.frame is not None:
-            like = schema_of(reading.frame)
-    frames = [reading.frame for reading in readings if reading.frame is not None]
-    if not frames:
+    for reading in read_files(files, open_file, pipeline, quality, spool, engine):
+        rows = reading.rows
+        other = None if rows is None or like is None else _other_type(rows.schema, like)
+        if other is not None and quality.mode == "strict":
+            raise other
+        readings.append(reading if other is None else Reading(reading.file, None, failure=str(other)))
+        if like is None and rows is not None:
+            like = rows.schema
+    parts = [reading.rows for reading in readings if reading.rows is not None]
+    if not parts:
         failures = [reading.failure for reading in readings if reading.failure]
         raise DataError("no file can be read", found=failures[0] if failures else None, mend="check the input files")
-    return pl.concat(frames, how="diagonal"), unreadable_of(readings)
+    return pl.concat([rows.open(open_file) for rows in parts], how="diagonal"), parts, unreadable_of(readings)
+
+
+def _other_type(schema: pl.Schema, like: pl.Schema) -> DataError | None:
+    for column, dtype in like.items():
+        if schema.get(column, dtype) != dtype and column != PLACE_COLUMN:
+            return DataError(
+                "column has another type than in the files before",
+                field=column,
+                found=schema[column],
+                expected=dtype,
+                mend="write the file anew",
+            )
+    return None
 
 
 def unreadable_of(readings: Sequence[Reading]) -> Unreadable:

@@ -94,30 +94,55 @@ class FeaturePipeline:
         Raises:
             DataError: A column is missing or of a wrong dtype, or there is no row.
         """
-        lazy = raw = frame.lazy()
+        columns = self.fit_columns(frame)
+        try:
+            return self.fit_on(columns)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise self.explain(frame.lazy(), error, labels=False) from error
+
+    def fit_columns(self, frame: pl.LazyFrame | pl.DataFrame) -> pl.LazyFrame:
+        """Learns from the schema how the inputs of derived columns are read, and returns what `fit_on` takes.
+
+        Parts of the training rows give parts of it: they may be computed apart and put together in their order.
+
+        Args:
+            frame: Training rows, or some of them.
+
+        Returns:
+            A Float64 or Int64 column for each fitted operator, by its number; no column if there is none.
+
+        Raises:
+            DataError: A column is missing or of a wrong dtype.
+        """
+        lazy = frame.lazy()
         if self._derived.inputs:
-            self._derived.fit(schema_of(raw))
-            lazy = self._derived.apply(raw, schema_of(raw))
+            self._derived.fit(schema_of(lazy))
+            lazy = self.derive(lazy)
         schema = schema_of(lazy)
-        fitted = [item for item in self._operators.values() if isinstance(item, FittedOperator)]
         wanted = []
-        for number, operator in enumerate(fitted):
+        for number, operator in enumerate(self._fitted_operators()):
             require_column(operator.column, schema)
             wanted.append(operator.fit_expression(schema).alias(str(number)))
+        return lazy.select(wanted)
+
+    def fit_on(self, columns: pl.LazyFrame) -> FeaturePipeline:
+        """Learns from what `fit_columns` returned for all training rows, in their order and in one streaming pass.
+
+        Raises:
+            DataError: There is no row.
+        """
+        fitted = self._fitted_operators()
+        for operator in fitted:
             operator.start()
         rows = 0
-        if wanted:
-            try:
-                for piece in iterate(lazy.select(wanted), _FIT_ROWS):
-                    rows += piece.height
-                    for number, operator in enumerate(fitted):
-                        column = piece.get_column(str(number))
-                        column = column.fill_null(float("nan")) if column.dtype.is_float() else column
-                        operator.update(column.to_numpy())
-            except (pl.exceptions.PolarsError, OSError) as error:
-                raise self.explain(raw, error, labels=False) from error
-            if not rows:
-                raise DataError("there is no row to fit on", mend="check the input and the split")
+        for piece in iterate(columns, _FIT_ROWS) if fitted else ():
+            rows += piece.height
+            for number, operator in enumerate(fitted):
+                column = piece.get_column(str(number))
+                column = column.fill_null(float("nan")) if column.dtype.is_float() else column
+                operator.update(column.to_numpy())
+        if fitted and not rows:
+            raise DataError("there is no row to fit on", mend="check the input and the split")
         for operator in fitted:
             operator.finish()
         self._request = None
@@ -338,6 +363,9 @@ class FeaturePipeline:
                 raise ConfigError(
                     "the pipeline is not fitted", field=f"features.{name}", mend="call fit with the training rows first"
                 )
+
+    def _fitted_operators(self) -> list[FittedOperator]:
+        return [item for item in self._operators.values() if isinstance(item, FittedOperator)]
 
     def _side_operators(self) -> dict[str, list[Operator]]:
         spec = self.spec

@@ -94,6 +94,7 @@ def check(
     *,
     seen: np.ndarray | None = None,
     salt: int | None = None,
+    first: int = 0,
 ) -> Checked:
     """Divides events, and finds those that cannot be used.
 
@@ -104,6 +105,7 @@ def check(
         quality: The rules.
         seen: Sorted hashes of keys that rows elsewhere have.
         salt: Of a random split: divides by this number and the row's place in its file.
+        first: The number of the first row, where `events` is a part of all.
 
     Raises:
         DataError: A column is missing; in strict mode also for rows that break a rule of `quality`. A value that
@@ -111,27 +113,8 @@ def check(
         ConfigError: A rule needs a time that the spec does not name.
     """
     spec, strict = pipeline.spec, quality.mode == "strict"
-    schema = schema_of(events)
-    for column in (REASON_COLUMN, DUPLICATE_COLUMN):
-        if column in schema:
-            raise DataError("this name is taken: we give it to a column of our own", field=column, mend="rename it")
-    problems = [*split_problems(split, spec, schema), *_rules(pipeline, quality, schema)]
-    if not strict:
-        problems += problems_of(pipeline, schema)
-        events = events if PLACE_COLUMN in schema else events.with_row_index(PLACE_COLUMN)
-    bad = _first_of(problems)
-    divided = events
-    if strict or split.by_row:
-        divided = assign_split(events, split, spec, salt=salt)
-        # A row of no split is never looked at: its label and values may be anything.
-        bad = pl.when(pl.col(SPLIT_COLUMN).is_not_null()).then(bad).otherwise(None)
-    keys = None
-    if quality.key is not None:
-        divided, keys = _find_duplicates(divided, quality.key, bad, seen)
-        twice = pl.when(pl.col(DUPLICATE_COLUMN)).then(pl.lit(_duplicate_of(quality.key))).otherwise(None)
-        bad = pl.coalesce(bad, twice)
-    flagged = divided.with_columns(bad.alias(REASON_COLUMN)).drop(DUPLICATE_COLUMN, strict=False)
-    good = flagged.filter(pl.col(REASON_COLUMN).is_null()).drop(REASON_COLUMN)
+    flagged, problems, keys = _flag(events, split, pipeline, quality, seen, salt, first)
+    good = _good(flagged)
     quarantined = flagged.filter(pl.col(REASON_COLUMN).is_not_null())
     if strict or split.by_row:
         found = _count(flagged, [REASON_COLUMN, SPLIT_COLUMN])
@@ -147,6 +130,22 @@ def check(
     if strict and reasons:
         raise _error(flagged, problems, quality, reasons)
     return Checked(good.filter(pl.col(SPLIT_COLUMN).is_not_null()), quarantined, counts, reasons, keys)
+
+
+def kept_rows(
+    events: pl.LazyFrame, split: Split, pipeline: FeaturePipeline, quality: QualityConfig, *, first: int = 0
+) -> pl.LazyFrame:
+    """Returns the rows that `check` keeps, without counting, for a split by row and rules without a key.
+
+    Args:
+        events: A part of the events, which `check` has found good enough.
+        split: How to divide them.
+        pipeline: Its operators say which values they cannot take.
+        quality: The rules.
+        first: The number of the first row.
+    """
+    flagged, _, _ = _flag(events, split, pipeline, quality, None, None, first)
+    return _good(flagged).filter(pl.col(SPLIT_COLUMN).is_not_null())
 
 
 def problems_of(pipeline: FeaturePipeline, schema: pl.Schema) -> list[Problem]:
@@ -206,6 +205,43 @@ def write_quarantine(bad: pl.LazyFrame, path: Path) -> None:
         bad.select(*first, *rest).sink_parquet(path, maintain_order=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _flag(
+    events: pl.LazyFrame,
+    split: Split,
+    pipeline: FeaturePipeline,
+    quality: QualityConfig,
+    seen: np.ndarray | None,
+    salt: int | None,
+    first: int,
+) -> tuple[pl.LazyFrame, list[Problem], np.ndarray | None]:
+    """Rows with their reason, and with their split where it does not hang on which rows are good."""
+    spec, strict = pipeline.spec, quality.mode == "strict"
+    schema = schema_of(events)
+    for column in (REASON_COLUMN, DUPLICATE_COLUMN):
+        if column in schema:
+            raise DataError("this name is taken: we give it to a column of our own", field=column, mend="rename it")
+    problems = [*split_problems(split, spec, schema), *_rules(pipeline, quality, schema)]
+    if not strict:
+        problems += problems_of(pipeline, schema)
+        events = events if PLACE_COLUMN in schema else events.with_row_index(PLACE_COLUMN, offset=first)
+    bad = _first_of(problems)
+    divided = events
+    if strict or split.by_row:
+        divided = assign_split(events, split, spec, salt=salt, first=first)
+        # A row of no split is never looked at: its label and values may be anything.
+        bad = pl.when(pl.col(SPLIT_COLUMN).is_not_null()).then(bad).otherwise(None)
+    keys = None
+    if quality.key is not None:
+        divided, keys = _find_duplicates(divided, quality.key, bad, seen)
+        twice = pl.when(pl.col(DUPLICATE_COLUMN)).then(pl.lit(_duplicate_of(quality.key))).otherwise(None)
+        bad = pl.coalesce(bad, twice)
+    return divided.with_columns(bad.alias(REASON_COLUMN)).drop(DUPLICATE_COLUMN, strict=False), problems, keys
+
+
+def _good(flagged: pl.LazyFrame) -> pl.LazyFrame:
+    return flagged.filter(pl.col(REASON_COLUMN).is_null()).drop(REASON_COLUMN)
 
 
 def _rules(pipeline: FeaturePipeline, quality: QualityConfig, schema: pl.Schema) -> list[Problem]:

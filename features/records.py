@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -56,11 +57,15 @@ class Opened:
 
     Attributes:
         frame: Rows with their place in the file.
+        path: The file that holds them: the file itself, or a copy of its good records.
+        places: uint32 [R], of the rows of a copy their places in the file; None for the file itself.
         records: What is no record.
         note: What is odd about the file, if anything.
     """
 
     frame: pl.LazyFrame
+    path: Path
+    places: np.ndarray | None
     records: list[BadRecord]
     note: str | None = None
 
@@ -87,7 +92,14 @@ def open_records(path: Path, open_file: Open, spool: Path) -> Opened:
         if kind not in (*_SEPARATORS, *_JSON):
             raise _unreadable(path, error) from error
         return _divided(path, open_file, spool, note)
-    return Opened(frame.with_row_index(PLACE_COLUMN), [], note)
+    return Opened(with_places(frame, None), path, None, [], note)
+
+
+def with_places(frame: pl.LazyFrame, places: np.ndarray | None) -> pl.LazyFrame:
+    """Adds the place of every row in its file: its number, or what `places` says."""
+    if places is None:
+        return frame.with_row_index(PLACE_COLUMN)
+    return pl.concat([pl.LazyFrame({PLACE_COLUMN: places}), frame], how="horizontal")
 
 
 def require_records(path: Path) -> None:
@@ -194,9 +206,8 @@ def _is_utf8(data: bytes) -> bool:
 def _divided(path: Path, open_file: Open, spool: Path, note: str | None) -> Opened:
     kind = _kind(path)
     name = path.name[: -len(path.suffix)] if path.suffix.lower() in _COMPRESSED else path.name
-    number = len(list(spool.iterdir())) if spool.is_dir() else 0
     # A folder KEY=VALUE may be a column.
-    copy = spool.joinpath(f"{number:05d}", *(part for part in path.parent.parts if "=" in part), name)
+    copy = spool.joinpath(uuid.uuid4().hex, *(part for part in path.parent.parts if "=" in part), name)
     copy.parent.mkdir(parents=True)
     bad: list[BadRecord] = []
     total = 0
@@ -217,8 +228,7 @@ def _divided(path: Path, open_file: Open, spool: Path, note: str | None) -> Open
     except (pl.exceptions.PolarsError, OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
     places = np.delete(np.arange(rows, dtype=np.uint32), [record.place for record in bad])
-    numbers = pl.LazyFrame({PLACE_COLUMN: places})
-    return Opened(pl.concat([numbers, frame], how="horizontal"), bad, note)
+    return Opened(with_places(frame, places), copy, places, bad, note)
 
 
 def _records(path: Path, kind: str) -> Iterator[tuple[bytes, BadRecord | None]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,73 @@ def compact(folder: Path, shards: Shards, shard_rows: int) -> Shards:
                 os.replace(folder / group[0]["path"], folder / name)
                 merged[split].append({**group[0], "path": name})
     return merged
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """What a shard is made of: rows of others.
+
+    Attributes:
+        name: Its path from the folder of the store.
+        ranges: Path, first row and the row after the last of each shard that it takes rows from, in order.
+    """
+
+    name: str
+    ranges: tuple[tuple[Path, int, int], ...]
+
+
+def plan_cuts(pieces: Sequence[tuple[Path, Shards]], shard_rows: int) -> dict[str, list[Cut]]:
+    """Says how the shards of pieces become shards of `shard_rows` rows, the last one of a split of the rest.
+
+    The result is what `write_shards` makes of the rows of all pieces at once.
+
+    Args:
+        pieces: The folder and the shards of each, in the order of the rows.
+        shard_rows: Rows a shard.
+
+    Example:
+        >>> entries = {"train": [{"path": "part", "rows": 3}], "valid": [], "test": []}
+        >>> pieces = [(Path("a"), entries), (Path("b"), entries)]
+        >>> for cut in plan_cuts(pieces, 4)["train"]:
+        ...     print(cut.name, [(path.as_posix(), start, stop) for path, start, stop in cut.ranges])
+        train/part-00000.arrow [('a/part', 0, 3), ('b/part', 0, 1)]
+        train/part-00001.arrow [('b/part', 1, 3)]
+    """
+    cuts: dict[str, list[Cut]] = {}
+    for split in SPLITS:
+        shards: list[list[tuple[Path, int, int]]] = []
+        room = 0
+        for folder, entries in ((folder, shards_of[split]) for folder, shards_of in pieces):
+            for entry in entries:
+                start = 0
+                while start < entry["rows"]:
+                    if not room:
+                        shards.append([])
+                        room = shard_rows
+                    stop = min(entry["rows"], start + room)
+                    shards[-1].append((folder / entry["path"], start, stop))
+                    room -= stop - start
+                    start = stop
+        cuts[split] = [Cut(_name(split, number), tuple(ranges)) for number, ranges in enumerate(shards)]
+    return cuts
+
+
+def write_cut(cut: Cut, folder: Path) -> dict[str, Any]:
+    """Writes a shard of other shards' rows under `folder`, whole or not at all; returns its entry in the manifest.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
+    parts = [read_shard(path).slice(start, stop - start) for path, start, stop in cut.ranges]
+    batch = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+    partial = f"{cut.name}.{uuid.uuid4().hex}.partial"
+    try:
+        entry = write_shard(folder, partial, batch)
+        os.replace(folder / partial, folder / cut.name)
+    except (OSError, pa.ArrowException) as error:
+        (folder / partial).unlink(missing_ok=True)
+        raise cannot_write(folder / cut.name, error if isinstance(error, OSError) else OSError(str(error))) from error
+    return {**entry, "path": cut.name}
 
 
 def drop_older(folder: Path, shards: Shards, before: int) -> tuple[Shards, int]:

@@ -153,7 +153,9 @@ SplitConfig = Annotated[RandomSplit | TimeSplit | LastPerGroupSplit | ColumnSpli
 Split = RandomSplit | TimeSplit | LastPerGroupSplit | ColumnSplit
 
 
-def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec, *, salt: int | None = None) -> pl.LazyFrame:
+def assign_split(
+    frame: pl.LazyFrame, split: Split, spec: FeatureSpec, *, salt: int | None = None, first: int = 0
+) -> pl.LazyFrame:
     """Adds the column `__split__`: train, valid, test, or null for a row that belongs to none.
 
     A time split by shares or a last-per-group split reads its key columns at once; the rest stays lazy. In a time
@@ -165,6 +167,7 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec, *, salt: 
         spec: Names the time and the group column.
         salt: If given, a random split goes by this number and by the column `__place__`, not by the row's number:
             a row stays where it is whatever files stand before its own.
+        first: The number of the first row, where the frame holds a part of the events.
 
     Raises:
         DataError: A key column is missing or has missing values, or a column has a name of ours.
@@ -184,7 +187,7 @@ def assign_split(frame: pl.LazyFrame, split: Split, spec: FeatureSpec, *, salt: 
             raise DataError("this name is taken: we give it to a column of our own", field=column, mend="rename it")
     if isinstance(split, RandomSplit):
         row = pl.col(ROW_COLUMN if salt is None else PLACE_COLUMN)
-        numbered = frame.with_row_index(ROW_COLUMN) if salt is None else frame
+        numbered = frame.with_row_index(ROW_COLUMN, offset=first) if salt is None else frame
         # In a column of its own: Polars would compute the draw again for every comparison.
         drawn = numbered.with_columns(_draw(split.seed, row, salt or 0).alias(ROW_COLUMN))
         return drawn.with_columns(_by_draw(split, pl.col(ROW_COLUMN)).alias(SPLIT_COLUMN)).drop(ROW_COLUMN)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,18 @@ import pyarrow as pa
 
 from features.batch import Batch
 from features.columns import Columns, column_types
+from features.engines.base import Engine
 from features.errors import ArtifactError, DataError, list_names
 from features.files import digest_of, read_json, write_json
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.folders import kept_aside, whole_or_nothing
 from features.frames import SPLIT_COLUMN
 from features.layout import Layout
+from features.pieces import Rows
+from features.piecewise import InPieces
 from features.pipeline import FeaturePipeline
-from features.quality import STRICT, QualityConfig, check, check_share, write_quarantine
-from features.shards import Progress, describe, write_shards
+from features.quality import STRICT, Checked, QualityConfig, check, check_share, write_quarantine
+from features.shards import Progress, Shards, describe, write_shards
 from features.spec import FeatureSpec, digest_json
 from features.splits import SPLITS, Split, drop_reason
 from features.unreadable import READ, Unreadable
@@ -49,6 +52,8 @@ def build_store(
     source: dict[str, Any] | None = None,
     quality: QualityConfig = STRICT,
     unreadable: Unreadable = READ,
+    engine: Engine | None = None,
+    parts: Sequence[Rows] = (),
     progress: Progress | None = None,
 ) -> Store:
     """Divides, fits on train, encodes, checks and writes.
@@ -66,6 +71,9 @@ def build_store(
         source: Where the events come from, for the manifest; plain JSON.
         quality: What becomes of rows that cannot be used.
         unreadable: Records and files that `events` lacks as they could not be read.
+        engine: Works off pieces of `shard_rows` events, with the same result; None for streaming passes over all
+            rows in this process.
+        parts: For an engine: open the rows of `events`, one part after the other, with the same columns.
         progress: Told about the rows read.
 
     Raises:
@@ -78,21 +86,26 @@ def build_store(
     check_free(folder)
     with whole_or_nothing(folder) as partial, naming(source or {}):
         pipeline = FeaturePipeline(spec)
-        checked = check(events.lazy(), split, pipeline, quality)
-        quarantined = Counter(checked.reasons) + unreadable.reasons()
+        events = events.lazy()
+        rows: _AtOnce | InPieces = (
+            _AtOnce(check(events, split, pipeline, quality))
+            if engine is None
+            else InPieces(events, parts, split, spec, quality, engine, partial / "pieces", shard_rows)
+        )
+        quarantined = Counter(rows.reasons) + unreadable.reasons()
         with kept_aside(partial / QUARANTINE, folder):
-            if checked.reasons:
-                write_quarantine(checked.bad, partial / QUARANTINE / "rows-00000.parquet")
+            if rows.reasons:
+                rows.write_quarantine(partial / QUARANTINE / "rows-00000.parquet")
             unreadable.write(partial / QUARANTINE)
-            check_share(checked.rows_read + len(unreadable.records), quarantined, quality)
+            check_share(rows.rows_read + len(unreadable.records), quarantined, quality)
             unreadable.check_share(quality)
-        check_splits(checked.counts, split)
-        pipeline.fit(checked.kept.filter(pl.col(SPLIT_COLUMN) == "train"))
-        shards = write_shards(partial, checked.kept, pipeline, shard_rows, progress)
-        dropped = checked.counts.get(None, 0)
+        check_splits(rows.counts, split)
+        rows.fit(pipeline)
+        shards = rows.write(partial, pipeline, shard_rows, progress)
+        dropped = rows.counts.get(None, 0)
         manifest = {
             **describe(partial, shards, pipeline.layout),
-            "rows_read": checked.rows_read + len(unreadable.records),
+            "rows_read": rows.rows_read + len(unreadable.records),
             "split": split.model_dump(mode="json"),
             "dropped": {drop_reason(split): dropped} if dropped else {},
             "quarantined": dict(sorted(quarantined.items())),
@@ -103,6 +116,23 @@ def build_store(
         store = finish(partial, pipeline, manifest)
     store.folder = folder
     return store
+
+
+class _AtOnce:
+    """Events that were checked in this process, and are fitted on and written in one pass each; see `InPieces`."""
+
+    def __init__(self, checked: Checked) -> None:
+        self.checked = checked
+        self.counts, self.reasons, self.rows_read = checked.counts, checked.reasons, checked.rows_read
+
+    def write_quarantine(self, path: Path) -> None:
+        write_quarantine(self.checked.bad, path)
+
+    def fit(self, pipeline: FeaturePipeline) -> None:
+        pipeline.fit(self.checked.kept.filter(pl.col(SPLIT_COLUMN) == "train"))
+
+    def write(self, folder: Path, pipeline: FeaturePipeline, shard_rows: int, progress: Progress | None) -> Shards:
+        return write_shards(folder, self.checked.kept, pipeline, shard_rows, progress)
 
 
 def finish(folder: Path, pipeline: FeaturePipeline, manifest: dict[str, Any]) -> Store:

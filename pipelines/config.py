@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -229,6 +229,8 @@ class ExperimentConfig(Strict):
     """Seeds weights and shuffling."""
     workspace: Path = Path("work")
     """Everything the jobs write goes under here."""
+    engine: Literal["local", "ray"] = "local"
+    """What prepares the data: this process, or Ray, on one machine or a cluster, with the same result."""
     data: DataConfig
     """Events and split."""
     spec: FeatureSpec
@@ -303,6 +305,7 @@ class ExperimentConfig(Strict):
         """Hash of what decides the result of a training: not where things lie, are tracked, or how work is divided."""
         aside: dict[str, Any] = {
             "workspace": True,
+            "engine": True,
             "search": True,
             "tracking": True,
             "gates": True,

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from features.engines.base import LOCAL, Engine
+from features.engines.ray import RayEngine
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
 from features.folders import remove_leftovers, spool_beside
+from features.frames import schema_of
 from features.incremental import update_store
 from features.input_files import InputFile, gather, input_files
 from features.inputs import find_inputs, states
 from features.joins import SideTables
+from features.pieces import Rows
 from features.pipeline import FeaturePipeline
 from features.recipes import RECIPES
-from features.records import Open, require_records
+from features.records import require_records
 from features.sources import scan
 from features.store import QUARANTINE, Store, build_store
 from features.unreadable import READ, Unreadable
-from pipelines.config import DataConfig, ExperimentConfig
+from pipelines.config import DataConfig, ExperimentConfig, config_from
 from pipelines.console import Console
 
 
@@ -73,9 +79,9 @@ def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
     """Everything anew."""
     folder, data = config.store_folder, config.data
     console.note(f"data: preparing {folder} ({reason})")
-    with console.progress("preparing", None) as task, spool_beside(folder) as spool:
-        sides = _side_tables(config)
-        events, unreadable = _events(config, sides, spool)
+    with _engine(config) as engine, console.progress("preparing", None) as task, spool_beside(folder) as spool:
+        opener = _Opener(config)
+        events, parts, unreadable = _events(config, opener, spool, engine)
         store = build_store(
             events,
             config.spec,
@@ -86,10 +92,12 @@ def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
                 **_origin(data),
                 "files": _files_of(data),
                 "provenance": _provenance(data),
-                "unmatched": _count_unmatched(data, sides, events),
+                "unmatched": _count_unmatched(data, opener.sides, events),
             },
             quality=data.quality,
             unreadable=unreadable,
+            engine=engine,
+            parts=parts,
             progress=task.update,
         )
     for side, count in store.manifest["source"]["unmatched"].items():
@@ -107,10 +115,10 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
         events_of(data)  # says why there are none
     if reason is not None:
         console.note(f"data: preparing {folder} ({reason})")
-    with console.progress("preparing", None) as task:
+    with _engine(config) as engine, console.progress("preparing", None) as task:
         store = update_store(
             files,
-            _opener(data, functools.cache(lambda: _side_tables(config))),
+            _Opener(config),
             config.spec,
             data.split,
             folder,
@@ -119,6 +127,7 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
             quality=data.quality,
             incremental=data.incremental,
             anew=reason is not None,
+            engine=engine,
             progress=task.update,
         )
     reused = len(store.manifest["batches"]) == before
@@ -191,26 +200,65 @@ def _adds(data: DataConfig, console: Console) -> bool:
     return data.split.by_row
 
 
-def _events(config: ExperimentConfig, sides: SideTables, spool: Path) -> tuple[pl.LazyFrame, Unreadable]:
-    """The events, and what of the source's files cannot be read."""
+def _events(
+    config: ExperimentConfig, opener: _Opener, spool: Path, engine: Engine | None
+) -> tuple[pl.LazyFrame, Sequence[Rows], Unreadable]:
+    """The events, for an engine their parts, and what of the source's files cannot be read."""
     data = config.data
     files = _local_files(data)
     if files and (data.quality.mode == "quarantine" or data.quality.now == "file"):
-        return gather(files, _opener(data, lambda: sides), FeaturePipeline(config.spec), data.quality, spool)
-    events = events_of(data, sides)
-    for file in files:
-        require_records(file.path)
-    return events, READ
+        pipeline = FeaturePipeline(config.spec)
+        events, rows, unreadable = gather(files, opener, pipeline, data.quality, spool, engine)
+        return events, [functools.partial(part.open, opener) for part in rows], unreadable
+    events = opener()
+    for _ in (engine or LOCAL).map(require_records, [file.path for file in files]):
+        pass
+    return events, [] if engine is None else _parts(data, opener, events), READ
 
 
-def _opener(data: DataConfig, sides: Callable[[], SideTables]) -> Open:
-    """Opens one file as the config opens its source; the side tables are asked for when the first one is opened."""
-    return lambda path: events_of(data.model_copy(update={"source": str(path)}), sides())
+def _parts(data: DataConfig, opener: _Opener, events: pl.LazyFrame) -> Sequence[Rows]:
+    """Opens the events file by file, where each file by itself has the columns that it has among the others."""
+    names = _local_names(data) or ()
+    parts: list[Rows] = [functools.partial(opener, Path(name)) for name in names]
+    schema = schema_of(events)
+    return parts if parts and all(schema_of(part()) == schema for part in parts) else [opener]
 
 
-def _side_tables(config: ExperimentConfig) -> SideTables:
-    data, spec = config.data, config.spec
-    return SideTables(data.join, time=spec.time, time_unit=spec.time_unit, storage_options=data.resolved_options)
+class _Opener:
+    """Opens one file as the config opens its source, or all events; here, or in another process.
+
+    A process that it is sent to reads the side tables once a run, when the first file is opened.
+    """
+
+    def __init__(self, config: ExperimentConfig, run: str | None = None) -> None:
+        self.config, self.run = config, run or uuid.uuid4().hex
+
+    def __call__(self, path: Path | None = None) -> pl.LazyFrame:
+        data = self.config.data
+        return events_of(data if path is None else data.model_copy(update={"source": str(path)}), self.sides)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _sent_opener, (json.dumps(self.config.to_json()), self.run)
+
+    @functools.cached_property
+    def sides(self) -> SideTables:
+        data, spec = self.config.data, self.config.spec
+        return SideTables(data.join, time=spec.time, time_unit=spec.time_unit, storage_options=data.resolved_options)
+
+
+@functools.lru_cache(maxsize=1)
+def _sent_opener(config: str, run: str) -> _Opener:
+    return _Opener(config_from(json.loads(config)), run)
+
+
+@contextmanager
+def _engine(config: ExperimentConfig) -> Iterator[Engine | None]:
+    """What works off pieces; None for this process."""
+    if config.engine == "local":
+        yield None
+        return
+    with RayEngine() as engine:
+        yield engine
 
 
 def _local_names(data: DataConfig) -> tuple[str, ...] | None:

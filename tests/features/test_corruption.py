@@ -101,7 +101,7 @@ def outcome(folder, damaged, mode):
     files = input_files(sorted(folder.glob(f"*.{kind}")))
     error = None
     try:
-        rows, unreadable = gather(files, scan, FeaturePipeline(SPEC), quality, folder / "spool")
+        rows, _, unreadable = gather(files, scan, FeaturePipeline(SPEC), quality, folder / "spool")
         source = {"source": str(folder)}
         store = build_store(rows, SPEC, SPLIT, folder / mode, source=source, quality=quality, unreadable=unreadable)
     except DataError as caught:

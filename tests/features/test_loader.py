@@ -93,6 +93,21 @@ def test_the_ranks_batches_side_by_side_are_those_of_a_single_process(store, wor
         assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("seed", [None, 5])
+def test_ranks_go_on_from_a_position_with_rows_that_no_other_has(store, seed):
+    """Also in another number of processes: the position is that of the step, which all share."""
+    before = [Loader(store, "train", 100, shuffle_seed=seed, rank=rank, world_size=2) for rank in range(2)]
+    seen = [weights([batch]) for loader in before for batch, _ in zip(loader, range(3), strict=False)]
+    state = before[0].state_dict()
+    assert state == before[1].state_dict() == {"epoch": 0, "batch": 3}
+    for rank in range(3):
+        after = Loader(store, "train", 100, shuffle_seed=seed, rank=rank, world_size=3)
+        after.load_state_dict(state)
+        seen += [weights([batch]) for batch in after]
+    every = [weight for part in seen for weight in part]
+    assert len(every) == len(set(every)) == store.rows("train")
+
+
 def test_a_step_of_fewer_rows_than_ranks_leaves_some_batches_empty(store):
     rows = store.rows("train")
     parts = [list(Loader(store, "train", rows - 1, rank=rank, world_size=3)) for rank in range(3)]

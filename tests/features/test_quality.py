@@ -113,7 +113,7 @@ def test_times_after_the_last_change_of_the_file(tmp_path):
     events().collect().write_csv(path)
     os.utime(path, (1029.5, 1029.5))
     quality = QualityConfig(**OPEN, now="file")
-    rows, _ = gather(input_files([path]), scan, FeaturePipeline(SPEC), quality, tmp_path / "spool")
+    rows, _, _ = gather(input_files([path]), scan, FeaturePipeline(SPEC), quality, tmp_path / "spool")
     store = build_store(rows, SPEC, SPLIT, tmp_path / "s", quality=quality)
     assert store.manifest["quarantined"] == {"at: time is in the future": 30}
     assert quarantined(store).columns == ["__file__", "__place__", "__reason__", "user", "price", "click", "at"]

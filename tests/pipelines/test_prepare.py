@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -43,6 +44,17 @@ def test_changed_raw_files_are_prepared_again_and_missing_ones_do_not_stop_train
     assert sum(again["rows"].values()) == 200
     raw.unlink()
     assert open_store(config).digest == again["digest"]
+
+
+def test_ray_where_it_is_not_installed(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    there = config_from(config.to_json(), ["engine=ray"])
+    with pytest.raises(ConfigError, match=r"engine: Ray is not installed.*recsys-embeddings\[ray\]"):
+        prepare(there, Console(quiet=True))
+    assert not there.store_folder.exists()
+    prepare(config, Console(quiet=True))
+    # What is prepared is the same, whoever prepared it.
+    assert prepare(there, Console(quiet=True))["reused"]
 
 
 def test_a_store_made_without_prepare_is_made_anew(config: ExperimentConfig) -> None:
