@@ -133,22 +133,50 @@ def train(
 
 @app.command()
 def evaluate(
-    config: Config,
-    overrides: Overrides = None,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [key=value]",
+            help="Of a model: prepared data (a folder) or labelled raw rows (a file or glob). Of a config: overrides.",
+        ),
+    ] = None,
     as_json: Json = False,
     run: RunName = None,
-    split: Annotated[str, typer.Option("--split", help="test or valid.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Of prepared data: test or valid.")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; of a model with DATA.")] = None,
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
 ) -> None:
-    """Evaluate a run: metrics, pictures, report, gates.
+    """Evaluate a run on its test split, or any model on labelled rows: metrics, slices, importance, report, gates.
 
     `recsys evaluate configs/synthetic.yaml gates.auc.min=0.7`
+
+    `recsys evaluate models:/synthetic@challenger events.parquet --out report`
     """
     if split not in ("test", "valid"):
         raise typer.BadParameter("give test or valid", param_hint="--split")
     with _job(as_json) as job:
-        from pipelines.evaluate import evaluate
+        from recsys.serving.registry import is_model_uri
 
-        job.result = evaluate(_load(config, overrides), job.console, run_name=run, split=split)
+        if is_model_uri(target) or Path(target).is_dir():
+            if run is not None:
+                raise typer.BadParameter("goes with a config only", param_hint="--run")
+            from pipelines.evaluate_model import evaluate_model
+
+            uri = _tracking_uri(tracking_uri, workspace)
+            job.result = evaluate_model(target, arguments or [], job.console, tracking_uri=uri, out=out, split=split)
+        else:
+            if out is not None:
+                raise typer.BadParameter("goes with a model and DATA only", param_hint="--out")
+            from pipelines.evaluate import evaluate
+
+            job.result = evaluate(_load(Path(target), arguments), job.console, run_name=run, split=split)
 
 
 @app.command()

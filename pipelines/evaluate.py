@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from features.errors import ArtifactError, list_names
+from features.files import write_json
 from features.loader import Loader
 from features.store import Store
 from pipelines.config import ExperimentConfig, Gate, load_config
-from pipelines.console import Console, bytes_text
+from pipelines.console import Console
+from pipelines.evaluation_page import evaluation_page, show
+from pipelines.measure import main_metrics, measure, names_from, raw_events, task_metrics
+from pipelines.model_card import model_card
 from pipelines.prepare import dropped_of, open_store
 from pipelines.workspace import Run, trained_run, write_bytes
-from recsys.evaluation.metrics import evaluate as metrics_of
-from recsys.evaluation.plots import Picture, pictures_of
-from recsys.evaluation.report import Figure, Section, cell_text, render_report
+from recsys.evaluation.evaluation_plots import calibration_picture, importance_picture
+from recsys.evaluation.plots import Picture, curve_pictures, learning_picture
+from recsys.evaluation.report import Section, cell_text
 from recsys.serving.bundle import Bundle, load_bundle
 from recsys.serving.registry import Registry
-from recsys.training import Predictions, predict
 
-METRICS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "ece", "gauc")
-"""In the order they are shown; each may be undefined."""
-GAPS = {"auc": "reference_auc_gap", "logloss": "reference_logloss_gap"}
-"""How far the model is from the reference column: positive is worse than it."""
+__all__ = ["check_gates", "check_same_data", "evaluate", "evaluate_run", "main_metrics", "show_gates", "task_metrics"]
+
+PAGE_ONLY = ("curves", "slices", "miscalibrated", "importance", "plan", "history", "lineage", "card", "unseen")
+"""What the JSON file holds and the result of the job does not: it is long."""
 
 
 def evaluate(
@@ -43,84 +45,133 @@ def evaluate(
         split: test, or valid.
 
     Returns:
-        run, split, metrics (of the first task), tasks (metrics of each), reference (metrics of the reference column,
-        or None), gates, gates_failed, report, mlflow_run_id, seconds. Gates bound the test split only.
+        run, split, metrics (of the first task), intervals, tasks (metrics of each), reference (metrics of the reference
+        column, or None), days, cost, gates, gates_failed, report, evaluation (the JSON file, with all that the report
+        shows), mlflow_run_id, seconds. Gates bound the test split only.
 
     Raises:
         ArtifactError: There is no trained run, or the prepared data is not what it was trained on.
     """
-    store, run = open_store(config), trained_run(config, run_name)
+    return evaluate_run(config, open_store(config), trained_run(config, run_name), console, split=split)
+
+
+def evaluate_run(
+    config: ExperimentConfig, store: Store, run: Run, console: Console, *, split: str = "test"
+) -> dict[str, Any]:
+    """Evaluate a run on a split of its own data; see `evaluate`."""
+    started = time.perf_counter()
     own = load_config(run.folder / "config.yaml")
     check_same_data(config, own, run, store)
     bundle = load_bundle(run.bundle)
-    started = time.perf_counter()
-    with console.progress("evaluating", store.rows(split)) as task:
-        predictions = predict(bundle.model, Loader(store, split, config.train.eval_batch_size))
-        task.update(store.rows(split))
-    tasks = task_metrics(predictions, store.layout.label_names)
-    metrics, reference = main_metrics(predictions, tasks)
-    gates = check_gates(config.gates, metrics) if split == "test" else []
+    names, note = names_from(bundle.pipeline, lambda: raw_events(own))
+    found = measure(
+        bundle.model,
+        Loader(store, split, config.train.eval_batch_size),
+        console,
+        field=f"{split} split",
+        total=store.rows(split),
+        counts=store.id_counts("train"),
+        names=names,
+    )
+    gates = check_gates(config.gates, found["metrics"]) if split == "test" else []
     trained = run.read("train.json")
-    pictures = _pictures(predictions, trained)
+    origin = own.data.recipe or own.data.source
     result: dict[str, Any] = {
         "run": run.name,
         "split": split,
-        "metrics": metrics,
-        "tasks": tasks,
-        "reference": reference,
+        **found,
         "gates": gates,
         "gates_failed": [gate["metric"] for gate in gates if not gate["met"]],
+        "plan": bundle.model.plan.summary(),
+        "history": trained["history"],
+        "best_epoch": trained["best_epoch"],
+        "lineage": _lineage(own, store, run, bundle),
+        "card": model_card(
+            bundle,
+            found,
+            name=f"{own.name}, run {run.name}",
+            tested_on=f"{split} split of the same data",
+            origin=origin,
+            store=store,
+            trained=trained,
+            limits=[] if note is None else [f"In slices, {note}."],
+        ),
         "report": str(run.result("report", split, ".html")),
+        "evaluation": str(run.result("evaluation", split, ".json")),
         "mlflow_run_id": trained["mlflow_run_id"],
-        "seconds": round(time.perf_counter() - started, 2),
     }
-    for picture in pictures:
-        write_bytes(run.result("pictures", split) / f"{picture.name}.png", picture.png)
-        write_bytes(run.result("pictures", split) / f"{picture.name}.svg", picture.light)
-    page = _report(own, store, run, bundle, result, trained, pictures)
-    write_bytes(run.result("report", split, ".html"), page.encode())
-    run.write(run.result("evaluation", split, ".json").name, result)
-    _track(config, run, result)
-    _show(console, result)
-    return result
+    page = write_pictures(run.result("pictures", split), result)
+    epochs = Section("Epochs", f"Validation kept epoch {trained['best_epoch']}.", result["history"], page["learning"])
+    lead = (
+        f"Run {run.name}: {bundle.model.config.interaction} over a {bundle.model.plan.kind} table, "
+        f"{trained['network_parameters']:,} network parameters, {trained['lookups']} lookups an example."
+    )
+    html = evaluation_page(
+        result,
+        title=own.name,
+        lead=lead,
+        text=f"{split} split",
+        pictures=page,
+        more=[epochs, Section("Lineage", "What this result was made from.", result["lineage"])],
+    )
+    write_bytes(Path(result["report"]), html.encode())
+    result["seconds"] = round(time.perf_counter() - started, 2)
+    write_json(Path(result["evaluation"]), result)
+    head = split if split == "test" else f"{split}-final"  # `valid/...` are the training's own curves
+    track(config.tracking_uri, result, head, None, run.result("pictures", split))
+    show(result, f"{split} split", console)
+    show_gates(console, gates)
+    console.note(f"report: {result['report']}")
+    return {key: value for key, value in result.items() if key not in PAGE_ONLY}
 
 
-def task_metrics(predictions: Predictions, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Metrics of every task.
+def write_pictures(folder: Path, result: Mapping[str, Any]) -> dict[str, list[Picture]]:
+    """Draws all pictures of an evaluation and writes them as PNG and SVG; returns them by part of the page."""
+    slices = result["slices"]["found"]
+    off = [slices[place] for place in result["miscalibrated"]]
+    importance = result["importance"]["features"]
+    history = result.get("history")
+    drawn = {
+        "curves": curve_pictures(result["curves"]),
+        "learning": [learning_picture(history, result["best_epoch"])] if history else [],
+        "slices": [calibration_picture(off)] if off else [],
+        "importance": [importance_picture(importance)] if importance else [],
+    }
+    for picture in (picture for part in drawn.values() for picture in part):
+        write_bytes(folder / f"{picture.name}.png", picture.png)
+        write_bytes(folder / f"{picture.name}.svg", picture.light)
+    return drawn
+
+
+def track(uri: str, result: Mapping[str, Any], head: str, folder: str | None, pictures: Path) -> None:
+    """Tells MLflow what was measured, if the model has a run there.
 
     Args:
-        predictions: With labels [N, T].
-        names: T labels.
-
-    Returns:
-        By label. An undefined metric is None, and `undefined` says why.
+        uri: The store.
+        result: With `mlflow_run_id`, `report` and `evaluation`.
+        head: Begins the names of the metrics.
+        folder: Where the files go among the run's; at the top when left out.
+        pictures: Their folder.
     """
-    assert predictions.labels is not None
-    return {
-        name: metrics_of(
-            predictions.labels[:, i], predictions.probabilities[:, i], predictions.weight, predictions.group
-        )
-        for i, name in enumerate(names)
-    }
+    run_id = result["mlflow_run_id"]
+    if run_id is None:
+        return
+    registry = Registry(uri)
+    rows: list[tuple[str, float, int]] = []
+    for i, (label, metrics) in enumerate(result["tasks"].items()):
+        values = dict(result["metrics"] if i == 0 else metrics)
+        if i == 0:
+            found = result["intervals"].items()
+            values |= {f"{name}_{end}": interval[end] for name, interval in found for end in _ENDS}
+        prefix = head if i == 0 else f"{head}/{label}"
+        rows += [(f"{prefix}/{name}", value, 0) for name, value in values.items() if isinstance(value, int | float)]
+    registry.log_metrics(run_id, rows)
+    registry.log_files(run_id, pictures, f"{folder}/pictures" if folder else pictures.name)
+    for file in ("report", "evaluation"):
+        registry.log_files(run_id, Path(result[file]), folder)
 
 
-def main_metrics(
-    predictions: Predictions, tasks: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The metrics that gates bound, and those of the reference column.
-
-    Args:
-        predictions: With labels.
-        tasks: Metrics of every task.
-
-    Returns:
-        The first task's metrics, with its gaps to the reference if there is one; the reference's, or None.
-    """
-    metrics = dict(next(iter(tasks.values())))
-    if predictions.reference is None or predictions.labels is None:
-        return metrics, None
-    reference = metrics_of(predictions.labels[:, 0], predictions.reference, predictions.weight, predictions.group)
-    return metrics | _gaps(metrics, reference), reference
+_ENDS = ("low", "high")
 
 
 def check_gates(gates: Mapping[str, Gate], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -166,97 +217,8 @@ def check_same_data(config: ExperimentConfig, own: ExperimentConfig, run: Run, s
     )
 
 
-def _gaps(metrics: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float | None]:
-    gaps: dict[str, float | None] = {}
-    for name, gap in GAPS.items():
-        ours, theirs = metrics[name], reference[name]
-        sign = 1 if name == "auc" else -1
-        gaps[gap] = None if ours is None or theirs is None else sign * (theirs - ours)
-    return gaps
-
-
-def _show(console: Console, result: Mapping[str, Any]) -> None:
-    reference = result["reference"]
-    for label, metrics in result["tasks"].items():
-        rows = []
-        for name in (name for name in METRICS if name in metrics):
-            row = {"metric": name, "value": metrics[name]}
-            if reference is not None and label == next(iter(result["tasks"])):
-                row["reference"] = reference.get(name)
-            rows.append(row)
-        console.table(f"{result['split']} split, {metrics['rows']:,} rows: {label}", rows)
-        for name, reason in metrics["undefined"].items():
-            console.note(f"{name} of {label} is undefined: {reason}")
-    show_gates(console, result["gates"])
-    console.note(f"report: {result['report']}")
-
-
-def _track(config: ExperimentConfig, run: Run, result: Mapping[str, Any]) -> None:
-    run_id = result["mlflow_run_id"]
-    if run_id is None:
-        return
-    registry = Registry(config.tracking_uri)
-    split = result["split"]
-    rows: list[tuple[str, float, int]] = []
-    for i, (label, metrics) in enumerate(result["tasks"].items()):
-        values = result["metrics"] if i == 0 else metrics
-        # `valid/...` are the training's own curves, which a point at step 0 would spoil
-        head = split if split == "test" else f"{split}-final"
-        prefix = head if i == 0 else f"{head}/{label}"
-        rows += [(f"{prefix}/{name}", value, 0) for name, value in values.items() if isinstance(value, int | float)]
-    registry.log_metrics(run_id, rows)
-    pictures = run.result("pictures", split)
-    registry.log_files(run_id, pictures, pictures.name)
-    for stem, ending in (("report", ".html"), ("evaluation", ".json")):
-        registry.log_files(run_id, run.result(stem, split, ending))
-
-
-def _pictures(predictions: Predictions, trained: Mapping[str, Any]) -> list[Picture]:
-    assert predictions.labels is not None
-    labels = predictions.labels[:, 0]
-    scores: dict[str, np.ndarray] = {"model": predictions.probabilities[:, 0]}
-    if predictions.reference is not None:
-        scores["reference"] = predictions.reference
-    return pictures_of(
-        labels, scores, weight=predictions.weight, history=trained["history"], best_epoch=trained["best_epoch"]
-    )
-
-
-def _report(
-    own: ExperimentConfig,
-    store: Store,
-    run: Run,
-    bundle: Bundle,
-    result: Mapping[str, Any],
-    trained: Mapping[str, Any],
-    pictures: list[Picture],
-) -> str:
-    metrics, reference = result["metrics"], result["reference"]
-
-    def beside(name: str) -> str:
-        return "" if reference is None else f"reference {cell_text(reference[name])}"
-
-    headline = [
-        Figure("AUC", cell_text(metrics["auc"]), metrics["undefined"].get("auc") or beside("auc")),
-        Figure("logloss", cell_text(metrics["logloss"]), beside("logloss")),
-        Figure("calibration", cell_text(metrics["calibration_ratio"]), "expected over observed"),
-        Figure("table", bytes_text(trained["table_bytes"]), f"{trained['table_rows']:,} rows"),
-        Figure("training", f"{trained['examples_per_second']:,.0f}/s", f"{trained['epochs']} epochs"),
-    ]
-    rows: list[dict[str, Any]] = []
-    for label, values in result["tasks"].items():
-        row = {"task": label, "rows": values["rows"], "base_rate": values["base_rate"]}
-        rows.append(row | {name: values[name] for name in METRICS if name in values})
-    if reference is not None:
-        row = {"task": f"{next(iter(result['tasks']))} (reference)", "rows": reference["rows"]}
-        row["base_rate"] = reference["base_rate"]
-        rows.append(row | {name: reference[name] for name in METRICS if name in reference})
-    undefined = [
-        f"{name} of {label} is undefined: {reason}."
-        for label, values in result["tasks"].items()
-        for name, reason in values["undefined"].items()
-    ]
-    lineage: list[dict[str, Any]] = [
+def _lineage(own: ExperimentConfig, store: Store, run: Run, bundle: Bundle) -> list[dict[str, Any]]:
+    return [
         {"what": "recipe or source", "value": own.data.recipe or own.data.source},
         {"what": "prepared data", "value": str(store.folder)},
         {"what": "rows", "value": ", ".join(f"{s} {store.rows(s):,}" for s in ("train", "valid", "test"))},
@@ -268,23 +230,6 @@ def _report(
         {"what": "spec", "value": bundle.pipeline.spec.digest()},
         {"what": "config", "value": run.read("run.json")["config_digest"]},
         {"what": "fingerprint version", "value": store.manifest["fingerprint_version"]},
-        {"what": "MLflow run", "value": result["mlflow_run_id"] or "not tracked"},
+        {"what": "MLflow run", "value": run.read("train.json")["mlflow_run_id"] or "not tracked"},
         {"what": "bundle", "value": str(run.bundle)},
     ]
-    sections: list[Section] = [
-        Section(f"Metrics on the {result['split']} split", " ".join(undefined), rows, pictures),
-        Section(
-            "Embedding plan",
-            "Where each feature's rows lie. Rows of the shared region serve all its features, so they count for none.",
-            bundle.model.plan.summary(),
-        ),
-        Section("Epochs", f"Validation kept epoch {trained['best_epoch']}.", trained["history"]),
-        Section("Lineage", "What this result was made from.", lineage),
-    ]
-    if result["gates"]:
-        sections.insert(1, Section("Gates", "Bounds this model must keep.", result["gates"]))
-    lead = (
-        f"Run {run.name}: {bundle.model.config.interaction} over a {bundle.model.plan.kind} table, "
-        f"{trained['network_parameters']:,} network parameters, {trained['lookups']} lookups an example."
-    )
-    return render_report(title=own.name, lead=lead, headline=headline, sections=sections)

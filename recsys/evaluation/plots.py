@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: ROC, reliability curve, learning curves; and how any picture is made.
+"""The pictures of an evaluation: ROC, precision-recall, reliability, scores, learning; and how any picture is made.
 
 Figures are made without pyplot, so nothing is global and no display is needed. Each comes in a light and a dark theme.
 """
@@ -19,11 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from features.errors import UndefinedMetricError
-from recsys.evaluation.metrics import reliability_curve, roc_curve
+from recsys.evaluation.curves import Curve, curves_of
 
-ROC_POINTS = 400
-"""Points a drawn ROC keeps: more cannot be seen."""
+LONGEST_NAME = 24
+"""Letters of a name on an axis."""
 
 Place = Literal["lower right", "upper right", "upper left", "best", "above"]
 Grid = Literal["both", "x", "y", "none"]
@@ -70,58 +69,103 @@ class Picture:
         return files
 
 
-def roc_picture(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Picture:
-    """Receiver operating characteristic.
+def pictures_of(
+    labels: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    *,
+    weight: np.ndarray | None = None,
+    history: Sequence[Mapping[str, float]] = (),
+    best_epoch: int = 0,
+) -> list[Picture]:
+    """All pictures that exist on these rows: a one-class split has no ROC, for instance.
 
     Args:
         labels: [N] in {0, 1}.
-        scores: [N] for each name in the key.
-
-    Raises:
-        UndefinedMetricError: One of the classes is absent.
+        scores: [N] probabilities for each name in the key; the first is the model's.
+        weight: [N].
+        history: of a training, see `learning_picture`.
+        best_epoch: that was kept.
     """
-    curves = {name: _thin(*roc_curve(labels, values)) for name, values in scores.items()}
+    pictures = curve_pictures({name: curves_of(labels, values, weight) for name, values in scores.items()})
+    return [*pictures, learning_picture(history, best_epoch)] if history else pictures
+
+
+def curve_pictures(curves: Mapping[str, Mapping[str, Curve]]) -> list[Picture]:
+    """The same from the points of the curves, see `curves_of`, by name of the scores."""
+    makers = {
+        "roc": roc_picture,
+        "precision_recall": precision_recall_picture,
+        "reliability": reliability_picture,
+        "scores": score_picture,
+    }
+    found = []
+    for curve, make in makers.items():
+        own = {name: points[curve] for name, points in curves.items() if curve in points}
+        if own:
+            found.append(make(own))
+    return found
+
+
+def roc_picture(curves: Mapping[str, Curve]) -> Picture:
+    """Receiver operating characteristic, a line a set of scores."""
 
     def draw(axes: Axes, theme: Theme) -> None:
         axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=1)
-        for (name, (false, true)), colour in zip(curves.items(), theme.series, strict=False):
-            axes.plot(false, true, color=colour, label=name, linewidth=1.8)
+        for (name, points), colour in zip(curves.items(), theme.series, strict=False):
+            x, y = points["false_positive_rate"], points["true_positive_rate"]
+            axes.plot(x, y, color=colour, label=name, linewidth=1.8)
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.005))
         legend(axes, theme, "lower right")
 
     return picture("roc", "ROC: the share of positives found at each share of negatives let through.", draw)
 
 
-def reliability_picture(
-    labels: np.ndarray, probabilities: Mapping[str, np.ndarray], weight: np.ndarray | None = None
-) -> Picture:
-    """Predicted against observed rates, in bins of equally many rows.
+def precision_recall_picture(curves: Mapping[str, Curve]) -> Picture:
+    """Precision against recall, a line a set of scores; the faint line is the base rate."""
+    rate = next(iter(curves.values()))["precision"][-1]
 
-    Args:
-        labels: [N] in {0, 1}.
-        probabilities: [N] for each name in the key.
-        weight: [N].
-    """
-    curves = {name: reliability_curve(labels, values, weight) for name, values in probabilities.items()}
-    top = 1.08 * max(float(max(c["predicted"].max(), c["observed"].max())) for c in curves.values())
+    def draw(axes: Axes, theme: Theme) -> None:
+        axes.axhline(rate, color=theme.faint, linewidth=1)
+        for (name, points), colour in zip(curves.items(), theme.series, strict=False):
+            axes.plot(points["recall"], points["precision"], color=colour, label=name, linewidth=1.8)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.005))
+        legend(axes, theme, "upper right")
+
+    caption = "Precision and recall: the share of positives among the rows above a score, and of positives found."
+    return picture("precision-recall", caption, draw)
+
+
+def reliability_picture(curves: Mapping[str, Curve]) -> Picture:
+    """Predicted against observed rates, with the interval of the first set of scores."""
+    top = 1.08 * max(max(*c["predicted"], *c["observed"]) for c in curves.values())
 
     def draw(axes: Axes, theme: Theme) -> None:
         axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=1)
+        first = next(iter(curves.values()))
+        axes.vlines(first["predicted"], first["low"], first["high"], color=theme.series[0], alpha=0.45, linewidth=1.5)
         for (name, curve), colour in zip(curves.items(), theme.series, strict=False):
-            axes.plot(
-                curve["predicted"],
-                curve["observed"],
-                "o-",
-                color=colour,
-                label=name,
-                markersize=3.5,
-                linewidth=1.2,
-            )
+            x, y = curve["predicted"], curve["observed"]
+            axes.plot(x, y, "o-", color=colour, label=name, markersize=3.5, linewidth=1.2)
         axes.set(xlabel="predicted rate", ylabel="observed rate", xlim=(0, top), ylim=(0, top))
         legend(axes, theme, "upper left")
 
-    caption = "Reliability: on the diagonal the predicted rate is the observed one."
+    caption = "Reliability: on the diagonal the predicted rate is the observed one. Lines are 95 % intervals."
     return picture("reliability", caption, draw)
+
+
+def score_picture(curves: Mapping[str, Curve]) -> Picture:
+    """How the scores of each class are distributed, of the first set of scores."""
+    points = next(iter(curves.values()))
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for name, colour in (("negative", theme.series[0]), ("positive", theme.series[1])):
+            axes.stairs(points[name], points["edges"], color=colour, fill=True, alpha=0.3)
+            axes.stairs(points[name], points["edges"], color=colour, linewidth=1.4, label=name)
+        axes.set(xlabel="predicted probability", ylabel="share of the class", ylim=(0, None), xlim=(0, None))
+        legend(axes, theme, "upper right")
+
+    caption = "Scores by class: the less they overlap, the better the classes are told apart."
+    return picture("scores", caption, draw, grid="y")
 
 
 def learning_picture(history: Sequence[Mapping[str, float]], best_epoch: int) -> Picture:
@@ -154,7 +198,7 @@ def learning_picture(history: Sequence[Mapping[str, float]], best_epoch: int) ->
         if has_auc:
             right = axes.twinx()
             line(right, "valid/auc", "validation AUC", theme.series[2])
-            _style(right, theme, "none")
+            style(right, theme, "none")
             right.set_ylabel("AUC")
             # Three lines that cross leave no empty corner.
             legend(axes, theme, "above", [*axes.get_lines()[1:], *right.get_lines()])
@@ -185,30 +229,6 @@ def frontier_picture(name: str, series: Mapping[str, Sequence[tuple[float, float
         axes.legend(frameon=False, labelcolor=theme.text, loc="best", fontsize=8)
 
     return picture(name, caption, draw)
-
-
-def pictures_of(
-    labels: np.ndarray,
-    scores: Mapping[str, np.ndarray],
-    *,
-    weight: np.ndarray | None = None,
-    history: Sequence[Mapping[str, float]] = (),
-    best_epoch: int = 0,
-) -> list[Picture]:
-    """All pictures that exist on these rows: a one-class split has no ROC, for instance."""
-    makers: list[Callable[[], Picture]] = [
-        lambda: roc_picture(labels, scores),
-        lambda: reliability_picture(labels, scores, weight),
-    ]
-    if history:
-        makers.append(lambda: learning_picture(history, best_epoch))
-    pictures = []
-    for make in makers:
-        try:
-            pictures.append(make())
-        except UndefinedMetricError:
-            continue
-    return pictures
 
 
 def picture(
@@ -251,6 +271,36 @@ def legend(axes: Axes, theme: Theme, place: Place, handles: Sequence[Artist] | N
     axes.legend(handles=named, frameon=False, labelcolor=theme.text, **layout)
 
 
+def style(axes: Axes, theme: Theme, grid: Grid = "both") -> None:
+    """Colours of the theme, few lines, a grid."""
+    axes.tick_params(colors=theme.text, labelsize=9)
+    axes.xaxis.label.set_color(theme.text)
+    axes.yaxis.label.set_color(theme.text)
+    axes.set_axisbelow(True)
+    axes.grid(False)
+    if grid != "none":
+        axes.grid(axis=grid, color=theme.faint, linewidth=0.5, alpha=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.faint)
+
+
+def tall(lines: int) -> tuple[float, float]:
+    """The size, in inches, of a picture that gives every line its room."""
+    return 5.2, max(1.3 + 0.28 * lines, 2.4)
+
+
+def short_name(name: str) -> str:
+    r"""A name as an axis has room for it.
+
+    >>> print(short_name("a_very_long_name_of_a_feature"), short_name("price in $"))
+    a_very_long_name_of_a_.. price in \$
+    """
+    text = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 2] + ".."
+    # XML has no control characters, and a dollar would begin a formula
+    return "".join(letter if letter.isprintable() else " " for letter in text).replace("$", r"\$")
+
+
 def _render(
     draw: Callable[[Axes, Theme], None],
     kind: Literal["svg", "png"],
@@ -264,7 +314,7 @@ def _render(
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes, LIGHT)
-        _style(axes, LIGHT, grid)
+        style(axes, LIGHT, grid)
         out = io.BytesIO()
         metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
         figure.savefig(out, format=kind, transparent=kind == "svg", dpi=130, metadata=metadata)
@@ -279,26 +329,3 @@ def _darkened(svg: bytes) -> bytes:
 
 def _colours(theme: Theme) -> list[bytes]:
     return [colour.encode() for colour in (theme.text, theme.faint, *theme.series)]
-
-
-def _style(axes: Axes, theme: Theme, grid: Grid = "both") -> None:
-    axes.tick_params(colors=theme.text, labelsize=9)
-    axes.xaxis.label.set_color(theme.text)
-    axes.yaxis.label.set_color(theme.text)
-    axes.set_axisbelow(True)
-    axes.grid(False)
-    if grid != "none":
-        axes.grid(axis=grid, color=theme.faint, linewidth=0.5, alpha=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(theme.faint)
-
-
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if len(x) <= ROC_POINTS:
-        return x, y
-    # Points evenly along the curve's length, ends included.
-    along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    keep = np.unique(np.searchsorted(along, np.linspace(0, along[-1], ROC_POINTS)).clip(0, len(x) - 1))
-    keep = np.union1d(keep, [0, len(x) - 1])
-    return x[keep], y[keep]

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from features.profile import ColumnProfile
-from recsys.evaluation.plots import Picture, Theme, legend, picture
+from recsys.evaluation.plots import Picture, Theme, legend, picture, short_name
 from recsys.evaluation.single_column import Rate
 
 _WIDTH = 5.2
-_LONGEST_NAME = 24
 _BARS = 24
 _MOST_VALUES = 12
 
@@ -62,7 +61,7 @@ def drift_picture(starts: Sequence[int], divergence: Mapping[str, Sequence[float
 
     def draw(axes: Axes, theme: Theme) -> None:
         for (name, values), colour in zip(divergence.items(), theme.series, strict=False):
-            axes.plot(values, "o-", color=colour, label=_short(name), markersize=3.5, linewidth=1.5)
+            axes.plot(values, "o-", color=colour, label=short_name(name), markersize=3.5, linewidth=1.5)
         axes.set(xlabel="slice of time, by its start", ylabel="divergence (bits)", ylim=(0, None))
         axes.set_xticks(range(len(labels)), labels)
         legend(axes, theme, "above")
@@ -88,7 +87,7 @@ def range_picture(name: str, numbers: np.ndarray, edges: Sequence[float], rates:
     def draw(axes: Axes, theme: Theme) -> None:
         counts, sides = np.histogram(numbers, bins=_BARS, range=(low, high))
         axes.bar(sides[:-1], counts, np.diff(sides), align="edge", color=theme.series[0], alpha=0.55)
-        axes.set(xlabel=_short(name), ylabel="rows of the sample")
+        axes.set(xlabel=short_name(name), ylabel="rows of the sample")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if rates:
             right = axes.twinx()
@@ -144,16 +143,10 @@ def _plain(axes: Axes, theme: Theme) -> None:
 
 def _places(axes: Axes, names: Sequence[str]) -> list[float]:
     places = [float(place) for place in range(len(names))]
-    axes.set_yticks(places, [_short(name) for name in names], fontsize=8)
+    axes.set_yticks(places, [short_name(name) for name in names], fontsize=8)
     axes.invert_yaxis()
     return places
 
 
 def _size(bars: int) -> tuple[float, float]:
     return (_WIDTH, 1.1 + 0.26 * max(bars, 3))
-
-
-def _short(name: str) -> str:
-    text = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 2] + ".."
-    # XML has no control characters, and a dollar would begin a formula
-    return "".join(letter if letter.isprintable() else " " for letter in text).replace("$", r"\$")

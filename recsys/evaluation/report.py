@@ -23,12 +23,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: some text, then a table, then pictures; each may be left out."""
+    """A part of the report: some text, points, a table, then pictures; each may be left out."""
 
     title: str
     text: str = ""
     rows: Sequence[Mapping[str, Any]] = ()
     pictures: Sequence[Picture] = field(default_factory=tuple)
+    points: Sequence[str] = ()
 
 
 def render_report(*, title: str, lead: str, headline: Sequence[Figure], sections: Sequence[Section]) -> str:
@@ -76,14 +77,27 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
+def interval_text(interval: Mapping[str, Any]) -> str:
+    """A value with its interval.
+
+    >>> interval_text({"value": 0.7512345, "low": 0.74, "high": 0.76, "level": 0.95})
+    '0.75123 (0.74 to 0.76)'
+    """
+    value, low, high = (cell_text(interval[end]) for end in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
 def _section(section: Section) -> str:
     parts = [f"<section><h2>{_text(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{_text(section.text)}</p>")
+    if section.points:
+        parts.append("<ul>" + "".join(f"<li>{_text(point)}</li>" for point in section.points) + "</ul>")
     if section.rows:
         parts.append(_table(section.rows))
     if section.pictures:
-        parts.append('<div class="pictures">' + "".join(_figure(picture) for picture in section.pictures) + "</div>")
+        name = "pictures two" if len(section.pictures) == 4 else "pictures"
+        parts.append(f'<div class="{name}">' + "".join(_figure(picture) for picture in section.pictures) + "</div>")
     return "".join(parts) + "</section>"
 
 
@@ -96,15 +110,36 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         and all(row.get(name) is None or isinstance(row.get(name), int | float) for row in rows)
     }
 
+    decimals = {name: _decimals([row.get(name) for row in rows]) for name in numeric}
+
     def cells(tag: str, values: Mapping[str, Any]) -> str:
         return "".join(
-            f"<{tag}{' class=num' if name in numeric else ''}>{_text(cell_text(values.get(name)))}</{tag}>"
+            f"<{tag}{' class=num' if name in numeric else ''}>{_text(text(name, values.get(name)))}</{tag}>"
             for name in names
         )
+
+    def text(name: str, value: Any) -> str:
+        places = decimals.get(name)
+        return cell_text(value) if places is None or not isinstance(value, float) else f"{value:.{places}f}"
 
     head = cells("th", {name: name.replace("_", " ") for name in names})
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _decimals(values: Sequence[Any]) -> int | None:
+    """Decimals that let the points of a column stand below one another; None where that would take too many.
+
+    >>> _decimals([0.5, 0.1234, None]), _decimals([0.5, 3]), _decimals([123.25, 0.000001])
+    (4, None, None)
+    """
+    given = [value for value in values if value is not None]
+    if any(not isinstance(value, float) or abs(value) >= 1000 for value in given):
+        return None
+    shown = [cell_text(value) for value in given]
+    places = max((len(text.partition(".")[2]) for text in shown if "e" not in text), default=0)
+    tiny = any("e" in text and abs(value) < 10.0**-places for text, value in zip(shown, given, strict=True))
+    return None if places > _MOST_DECIMALS or tiny else places
 
 
 def _figure(picture: Picture) -> str:
@@ -123,14 +158,17 @@ def _text(text: str) -> str:
     return html.escape(text, quote=True)
 
 
+_MOST_DECIMALS = 5
+
 _STYLE = """
-:root{--bg:#f6f7fa;--card:#fff;--text:#1d2433;--soft:#5b6577;--line:#e1e5ec;--accent:#2463eb}
+:root{--bg:#f6f7fa;--card:#fff;--text:#1d2433;--soft:#5b6577;--line:#e1e5ec;--accent:#2463eb;--shade:#1d243326}
 @media (prefers-color-scheme:dark){:root{--bg:#12161f;--card:#1a202c;--text:#e4e8f0;--soft:#9aa5b8;--line:#2d3646;
---accent:#7aa7ff}}
+--accent:#7aa7ff;--shade:#000a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--text);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:68rem;margin:0 auto;padding:clamp(1rem,4vw,2.5rem)}
 h1{font-size:clamp(1.4rem,4vw,2rem);line-height:1.2;margin:0}
+h1,h2,section p,li{overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:0 0 .6rem}
 .lead{color:var(--soft);margin:.4rem 0 1.4rem;overflow-wrap:anywhere}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.8rem;margin-bottom:1rem}
@@ -140,7 +178,9 @@ h2{font-size:1.15rem;margin:0 0 .6rem}
 .card .note{color:var(--soft);font-size:.8rem;min-height:1.2em}
 section{margin-top:1rem;padding:1.1rem}
 section p{margin:.2rem 0 .8rem;color:var(--soft)}
-.scroll{overflow-x:auto}
+section ul{margin:.2rem 0;padding-left:1.2rem}
+.scroll{overflow-x:auto;background:linear-gradient(to left,var(--card) 40%,transparent) right/3rem 100% no-repeat local,
+linear-gradient(to left,var(--shade),transparent) right/.7rem 100% no-repeat}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.38rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 td:last-child{overflow-wrap:anywhere}
@@ -148,7 +188,10 @@ th{color:var(--soft);font-weight:600;white-space:nowrap}
 tbody tr:last-child td{border-bottom:0}
 .num{text-align:right;white-space:nowrap}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem;margin-top:1rem}
+.two{grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
 figure{margin:0;max-width:36rem}
 img{width:100%;height:auto;display:block}
 figcaption{color:var(--soft);font-size:.85rem;margin-top:.3rem}
+@media (max-width:30rem){main{padding:.7rem}section{padding:.8rem}table{font-size:.84rem}th,td{padding:.34rem .45rem}
+.num+.num,th.num{padding-left:.6rem}}
 """

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from recsys.embeddings.diagnostics import Diagnostics, Norms, Overlap, Updates
 from recsys.embeddings.occupancy import FeatureUse, Load
-from recsys.evaluation.plots import Picture, Theme, legend, picture
+from recsys.evaluation.plots import Picture, Theme, legend, picture, tall
 
 MOST_FEATURES = 40
 """Features an overlap is drawn of: those that overlap most. More could not be read."""
@@ -104,7 +104,7 @@ def collision_picture(features: Sequence[FeatureUse]) -> Picture:
         "Collisions: lookups whose row another id of the feature (intra) or of another feature (inter) reads too, and "
         "ids that are confused. A bar marks what a perfect hash gives."
     )
-    return picture("collisions", caption, draw, size=_tall(len(features)), png=False)
+    return picture("collisions", caption, draw, size=tall(len(features)), png=False)
 
 
 def row_traffic_picture(features: Sequence[FeatureUse]) -> Picture:
@@ -211,7 +211,7 @@ def age_picture(updates: Updates, rows: int) -> Picture:
         axes.set_yticks(range(len(labels)), labels)
 
     caption = f"Steps since a row was last updated, at the end of {updates.steps:,} steps."
-    return picture("ages", caption, draw, size=_tall(len(labels)), grid="x", png=False)
+    return picture("ages", caption, draw, size=tall(len(labels)), grid="x", png=False)
 
 
 def _bars(
@@ -229,7 +229,7 @@ def _bars(
         axes.set_yticks(place, [f.feature for f in features])
         legend(axes, theme, "above")
 
-    return picture(name, caption, draw, size=_tall(len(features)), grid="x", png=False)
+    return picture(name, caption, draw, size=tall(len(features)), grid="x", png=False)
 
 
 def _boxes(axes: Axes, left: np.ndarray, middle: np.ndarray, width: np.ndarray, height: float, **style: Any) -> None:
@@ -238,8 +238,3 @@ def _boxes(axes: Axes, left: np.ndarray, middle: np.ndarray, width: np.ndarray, 
     corners = [(left, low), (left + width, low), (left + width, high), (left, high)]
     vertices = np.stack([np.stack(corner, 1) for corner in corners], 1)
     axes.add_collection(PolyCollection(list(vertices), linewidths=0, **style), autolim=False)
-
-
-def _tall(lines: int) -> tuple[float, float]:
-    """A size that gives every line its room."""
-    return 5.2, max(1.3 + 0.28 * lines, 2.4)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recsys.evaluation.curves import reliability_points, roc_points
+from recsys.evaluation.evaluation_plots import BARS, calibration_picture, importance_picture
 from recsys.evaluation.plots import frontier_picture, learning_picture, pictures_of, reliability_picture, roc_picture
 from recsys.evaluation.report import Figure, Section, render_report
 
@@ -26,7 +28,7 @@ def scores() -> tuple[np.ndarray, np.ndarray]:
 def test_every_picture_comes_in_both_themes_and_as_png(scores: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = scores
     pictures = pictures_of(labels, {"model": probabilities}, history=HISTORY, best_epoch=2)
-    assert [picture.name for picture in pictures] == ["roc", "reliability", "learning"]
+    assert [picture.name for picture in pictures] == ["roc", "precision-recall", "reliability", "scores", "learning"]
     for picture in pictures:
         assert picture.light.startswith(b"<?xml")
         assert picture.light != picture.dark
@@ -35,19 +37,21 @@ def test_every_picture_comes_in_both_themes_and_as_png(scores: tuple[np.ndarray,
 
 def test_same_figures_give_the_same_file(scores: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = scores
-    assert roc_picture(labels, {"model": probabilities}) == roc_picture(labels, {"model": probabilities})
+    points = {"model": roc_points(labels, probabilities)}
+    assert roc_picture(points) == roc_picture(points)
 
 
 def test_one_class_has_no_roc_but_the_rest() -> None:
     labels, probabilities = np.zeros(50), np.linspace(0.1, 0.4, 50)
     pictures = pictures_of(labels, {"model": probabilities}, history=HISTORY, best_epoch=1)
-    assert [picture.name for picture in pictures] == ["reliability", "learning"]
+    assert [picture.name for picture in pictures] == ["reliability", "scores", "learning"]
 
 
 def test_weights_reach_the_reliability_curve(scores: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = scores
-    plain = reliability_picture(labels, {"model": probabilities})
-    weighted = reliability_picture(labels, {"model": probabilities}, np.where(labels > 0, 3.0, 1.0))
+    plain = reliability_picture({"model": reliability_points(labels, probabilities)})
+    weight = np.where(labels > 0, 3.0, 1.0)
+    weighted = reliability_picture({"model": reliability_points(labels, probabilities, weight)})
     assert plain.light != weighted.light
 
 
@@ -63,7 +67,7 @@ def test_report_stands_alone(scores: tuple[np.ndarray, np.ndarray]) -> None:
         lead="<script>alert(1)</script>",
         headline=[Figure("AUC", "0.75", "reference 0.76")],
         sections=[
-            Section("Metrics", "", [{"task": "click", "auc": 0.751234, "gauc": None}]),
+            Section("Metrics", "", [{"task": "click", "auc": 0.751234, "gauc": None}], points=["one < two", "three"]),
             Section("Pictures", pictures=pictures_of(labels, {"model": probabilities})),
         ],
     )
@@ -74,6 +78,7 @@ def test_report_stands_alone(scores: tuple[np.ndarray, np.ndarray]) -> None:
     assert not re.search(r"(src|href|srcset)=\"(?!data:)", page)
     assert "prefers-color-scheme:dark" in page.replace(" ", "")
     assert 'name="viewport"' in page
+    assert "<ul><li>one &lt; two</li><li>three</li></ul>" in page
 
 
 def test_a_frontier_names_every_method_and_is_written_in_three_forms(tmp_path: Path) -> None:
@@ -83,3 +88,34 @@ def test_a_frontier_names_every_method_and_is_written_in_three_forms(tmp_path: P
     files = picture.write(tmp_path / "new")
     assert [file.name for file in files] == ["frontier.svg", "frontier-dark.svg", "frontier.png"]
     assert [file.read_bytes() for file in files] == [picture.light, picture.dark, picture.png]
+
+
+def test_the_points_of_a_column_stand_below_one_another() -> None:
+    rows = [{"a": 0.5, "b": 3, "c": 123.4}, {"a": 0.1234, "b": None, "c": 1e-9}]
+    page = render_report(title="", lead="", headline=[], sections=[Section("", "", rows)])
+    assert re.findall(r"<td class=num>([^<]*)<", page) == [
+        "0.5000",
+        "3",
+        "123.4",
+        "0.1234",
+        "-",
+        "1e-09",
+    ]
+
+
+def test_slices_and_features_are_drawn_by_name_the_first_only() -> None:
+    interval = {"value": 1.2, "low": 1.1, "high": 1.3}
+    slices = [{"name": f"ad = {i:02d}", "calibration": interval} for i in range(BARS + 5)]
+    light = calibration_picture([{"name": "none", "calibration": None}, *slices]).light
+    assert b"ad = 00" in light
+    assert f"ad = {BARS - 1}".encode() in light
+    assert f"ad = {BARS}".encode() not in light
+    assert b"none<" not in light
+    features = [
+        {"feature": "ad", "logloss": interval, "ablation": {"logloss": 0.3}},
+        {"feature": "price $", "logloss": interval, "ablation": None},
+    ]
+    light = importance_picture(features).light
+    assert b"price $" in light
+    assert b"chunks at zero" in light
+    assert b"chunks at zero" not in importance_picture(features[1:]).light
