@@ -95,7 +95,7 @@ def covered(draw: Draw) -> tuple[float, float, float]:
     ("name", "draw"),
     [
         ("DeLong, 300 rows, AUC .76", delong(300, 0.3, 1.0)),
-        ("DeLong, 1000 rows, 5 % positive, AUC .92", delong(1000, 0.05, 2.0)),
+        ("DeLong, 2000 rows, 5 % positive, AUC .92", delong(2000, 0.05, 2.0)),
         ("DeLong, 200 rows, AUC .5", delong(200, 0.5, 0.0)),
         ("DeLong, weighted", delong_weighted),
         ("bootstrap of the AUC by row", resampled_auc),
