@@ -97,7 +97,7 @@ def test_the_ranks_batches_side_by_side_are_those_of_a_single_process(store, wor
 def test_ranks_go_on_from_a_position_with_rows_that_no_other_has(store, seed):
     """Also in another number of processes: the position is that of the step, which all share."""
     before = [Loader(store, "train", 100, shuffle_seed=seed, rank=rank, world_size=2) for rank in range(2)]
-    seen = [weights([batch]) for loader in before for batch, _ in zip(loader, range(3), strict=False)]
+    seen = [weights([batch]) for loader in before for _, batch in zip(range(3), loader, strict=False)]
     state = before[0].state_dict()
     assert state == before[1].state_dict() == {"epoch": 0, "batch": 3}
     for rank in range(3):
