@@ -119,9 +119,9 @@ def _metrics_section(found: Mapping[str, Any], text: str, pictures: Sequence[Pic
         for row in _metric_rows(found, metrics, main=False):
             rows.append({**dict.fromkeys(rows[0]), **row, "metric": f"{row['metric']} of {label}"})
     words = (
-        f"On the {text}: {first[1]['rows']:,} rows, of which {cell_text(first[1]['base_rate'])} {first[0]}. Low and "
-        "high are 95 % intervals for rows drawn one by one: DeLong's for the AUC, the delta method's for the others."
-        " The value of ECE has noise in it, which its interval has not."
+        f"{first[0]} on the {text}: {first[1]['rows']:,} rows, a share of {cell_text(first[1]['base_rate'])} positive. "
+        "Low and high are 95 % intervals for rows drawn one by one: DeLong's for the AUC, the delta method's for the "
+        "others. The value of ECE has noise in it, which its interval has not."
     )
     return Section("Metrics", " ".join([words, *undefined]), rows, pictures)
 
