@@ -81,12 +81,15 @@ def pictures_of(
 
     Args:
         labels: [N] in {0, 1}.
-        scores: [N] probabilities for each name in the key; the first is the model's.
+        scores: [N] probabilities for each name in the key; of one model alone their histogram is drawn too.
         weight: [N].
         history: of a training, see `learning_picture`.
         best_epoch: that was kept.
     """
-    pictures = curve_pictures({name: curves_of(labels, values, weight) for name, values in scores.items()})
+    curves = {name: curves_of(labels, values, weight) for name, values in scores.items()}
+    if len(curves) > 1:  # two histograms for each of several models could not be read
+        curves = {name: {k: v for k, v in own.items() if k != "scores"} for name, own in curves.items()}
+    pictures = curve_pictures(curves)
     return [*pictures, learning_picture(history, best_epoch)] if history else pictures
 
 

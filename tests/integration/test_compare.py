@@ -68,7 +68,7 @@ def test_raw_rows_give_differences_slices_with_names_and_a_page(
     assert result["verdicts"][0] in outcome.err
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 0
-    assert page.count("data:image/svg+xml") == 6
+    assert page.count("data:image/svg+xml") == 8
     assert "item: item-" in page
     assert "What may be claimed" in page
     client = Registry(uri)._client

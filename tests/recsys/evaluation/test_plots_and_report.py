@@ -35,6 +35,13 @@ def test_every_picture_comes_in_both_themes_and_as_png(scores: tuple[np.ndarray,
         assert picture.png.startswith(PNG)
 
 
+def test_several_models_share_their_pictures_but_for_the_histogram(scores: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, probabilities = scores
+    pictures = pictures_of(labels, {"old": probabilities, "new": probabilities**2})
+    assert [picture.name for picture in pictures] == ["roc", "precision-recall", "reliability"]
+    assert all(name in picture.light for picture in pictures for name in (b"old", b"new"))
+
+
 def test_same_figures_give_the_same_file(scores: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = scores
     points = {"model": roc_points(labels, probabilities)}
