@@ -186,14 +186,17 @@ def history(name: str, console: Console, *, tracking_uri: str) -> dict[str, Any]
         }
         for version in versions
     ]
-    decisions = [
-        read_json(registry.file_of(version.run_id, path), mend="it was damaged in the MLflow store")
+    kept = [
+        (Path(path).name, version.run_id, path)  # the name begins with the time, to the microsecond
         for version in versions
         if version.run_id  # another program may have registered it without one
         for path in registry.files_of(version.run_id, _folder(version))
         if path.endswith(".json")
     ]
-    decisions.sort(key=lambda decision: str(decision["decided_at"]))
+    decisions = [
+        read_json(registry.file_of(run_id, path), mend="it was damaged in the MLflow store")
+        for _, run_id, path in sorted(kept)
+    ]
     champion = next((version.version for version in versions if CHAMPION in version.aliases), None)
     console.table(f"versions of {name}", rows)
     console.table(
