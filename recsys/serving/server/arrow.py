@@ -111,6 +111,8 @@ def _require_flat(field: pa.Field) -> None:
     """Refuses types whose size in memory says nothing about what they unfold to."""
     kind = field.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        # Polars panics on a name of elements that is no UTF-8; pyarrow raises a UnicodeDecodeError.
+        _ = kind.value_field.name
         kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
