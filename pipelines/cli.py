@@ -309,6 +309,79 @@ def off_policy(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, which is followed, or a bundle's folder.")
+    ],
+    as_json: Json = False,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; one a core.")] = 1,
+    poll_seconds: Annotated[
+        float, typer.Option("--poll-seconds", min=0.1, help="The registry is asked this often.")
+    ] = 2.0,
+    timeout_ms: Annotated[int, typer.Option("--timeout-ms", min=1, help="Time to answer a request.")] = 1000,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Requests a worker has in hand; others get 429.")] = 128,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Rows or candidates of a request.")] = 1000,
+    max_body_mb: Annotated[float, typer.Option("--max-body-mb", min=0.001, help="Size of a request's body.")] = 4.0,
+    unknown_fields: Annotated[
+        str, typer.Option("--unknown-fields", help="Fields the model does not read: ignore or refuse.")
+    ] = "ignore",
+    drain_seconds: Annotated[
+        int, typer.Option("--drain-seconds", min=0, help="After SIGTERM, time to finish what is in hand.")
+    ] = 30,
+    log: Annotated[Path | None, typer.Option("--log", help="Folder of the prediction log.")] = None,
+    log_sample: Annotated[float, typer.Option("--log-sample", min=0, max=1, help="Share of requests logged.")] = 1.0,
+    log_seconds: Annotated[float, typer.Option("--log-seconds", min=0.1, help="Between two files of the log.")] = 60.0,
+    log_max_mb: Annotated[
+        float, typer.Option("--log-max-mb", min=0.001, help="Above this the log's oldest files are removed.")
+    ] = 10_000.0,
+    role: Annotated[str, typer.Option("--role", help="In the log: champion or challenger.")] = "champion",
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Serve a model over HTTP; a version that the alias is moved to is taken up within seconds.
+
+    API keys are read from the environment variable RECSYS_API_KEYS, separated by commas.
+
+    `recsys serve models:/synthetic@champion --workers 2 --port 8080`
+
+    `recsys serve models:/synthetic@champion --log logs/predictions --log-sample 0.1`
+    """
+    for option, value, known in (
+        ("--unknown-fields", unknown_fields, ("ignore", "refuse")),
+        ("--role", role, ("champion", "challenger")),
+    ):
+        if value not in known:
+            raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
+    with _job(as_json) as job:
+        from pipelines.serve import serve
+
+        job.result = serve(
+            model,
+            job.console,
+            tracking_uri=_tracking_uri(tracking_uri, workspace),
+            host=host,
+            port=port,
+            workers=workers,
+            poll_seconds=poll_seconds,
+            drain_seconds=drain_seconds,
+            log=log,
+            log_max_bytes=int(log_max_mb * 1_000_000),
+            settings={
+                "timeout_ms": timeout_ms,
+                "queue": queue,
+                "max_rows": max_rows,
+                "max_body_bytes": int(max_body_mb * 1_000_000),
+                "unknown_fields": unknown_fields,
+                "log_sample": log_sample,
+                "log_seconds": log_seconds,
+                "role": role,
+            },
+        )
+
+
+@app.command()
 def convert(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")

@@ -28,6 +28,7 @@ VERBS = (
     "evaluate",
     "register",
     "score",
+    "serve",
     "convert",
     "prune",
     "off-policy",

@@ -1,0 +1,169 @@
+"""The OpenAPI description of the server, made for the model that is served: its fields, with examples that work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recsys.serving.server import arrow
+from recsys.serving.server.bodies import JSON
+from recsys.serving.server.served import ServedModel
+from recsys.serving.server.settings import ServerSettings
+
+_WHOLE = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "string": {"type": "string"},
+    "integer": _WHOLE,
+    "number": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "datetime": {"type": "string", "format": "date-time"},
+}
+_EXAMPLES: dict[str, Any] = {
+    "string": "a",
+    "integer": 1,
+    "number": 1.5,
+    "boolean": True,
+    "datetime": "2024-01-31T12:00:00",
+}
+
+
+def schema_of(model: ServedModel, settings: ServerSettings) -> dict[str, dict[str, Any]]:
+    """The schemas of bodies and answers by name, for one model."""
+    row = {
+        "type": "object",
+        "description": "A field that is left out is null, which is an ordinary value of every field.",
+        "properties": {column: _field(kind, settings) for column, kind in model.types.items()},
+        "additionalProperties": settings.unknown_fields == "ignore",
+    }
+    rows = {"type": "array", "maxItems": settings.max_rows, "items": {"$ref": "#/components/schemas/Row"}}
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    who = {"model": {"type": "string"}, "version": {"type": "string"}, "request_id": {"type": "string"}}
+    example = example_row(model)
+    columns = list(example)
+    user = {column: example[column] for column in columns[: len(columns) // 2]}
+    candidate = {column: example[column] for column in columns[len(columns) // 2 :]}
+    return {
+        "Row": row,
+        "ScoreRequest": {
+            "type": "object",
+            "properties": {"rows": rows},
+            "required": ["rows"],
+            "additionalProperties": False,
+            "example": {"rows": [example, dict.fromkeys(example)]},
+        },
+        "ScoreResponse": {
+            "type": "object",
+            "properties": who
+            | {
+                "scores": {
+                    "type": "object",
+                    "description": "A list for each task, in the order of the rows.",
+                    "properties": {name: {"type": "array", "items": probability} for name in model.outputs},
+                }
+            },
+        },
+        "RankRequest": {
+            "type": "object",
+            "properties": {
+                "user": {"$ref": "#/components/schemas/Row"},
+                "candidates": rows,
+                "k": {"type": "integer", "minimum": 1},
+                "by": {"type": "string", "enum": list(model.outputs)},
+            },
+            "required": ["candidates"],
+            "additionalProperties": False,
+            "example": {"user": user, "candidates": [candidate, dict.fromkeys(candidate)], "k": 1},
+        },
+        "RankResponse": {
+            "type": "object",
+            "properties": who
+            | {
+                "ranking": {
+                    "type": "array",
+                    "description": "The best candidates, best first.",
+                    "items": {
+                        "type": "object",
+                        "properties": {"index": {"type": "integer", "description": "Place in the request."}}
+                        | dict.fromkeys(model.outputs, probability),
+                    },
+                }
+            },
+        },
+    }
+
+
+ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "type": {"type": "string"},
+                "field": {"type": ["string", "null"]},
+                "message": {"type": "string"},
+            },
+        }
+    },
+}
+_STATUSES = {
+    "400": "The body is no JSON object, or no Arrow stream.",
+    "401": "The API key is missing or wrong.",
+    "413": "The body, or the number of rows, is above the limit.",
+    "415": "Neither JSON nor an Arrow stream, or a compressed body.",
+    "422": "A key or a value is wrong; `field` names it.",
+    "429": "Too many requests at a time. Retry-After says when to ask again.",
+    "500": "An error of the server.",
+    "503": "No model yet, or the deadline passed. Retry-After says when to ask again.",
+}
+HEADERS = [
+    {
+        "name": "X-Request-Id",
+        "in": "header",
+        "description": "Comes back in the answer, and stands in the prediction log; made up when left out.",
+        "schema": {"type": "string", "maxLength": 128, "pattern": "^[A-Za-z0-9._-]+$"},
+    },
+    {
+        "name": "X-Timeout-Ms",
+        "in": "header",
+        "description": "The scores are of no use after so many milliseconds.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+]
+
+
+def operation(name: str, *, streams: bool) -> dict[str, Any]:
+    """What a route with a body adds to its description."""
+    answer: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{name}Response"}}}
+    body: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{name}Request"}}}
+    if streams:
+        answer[arrow.MEDIA_TYPE] = body[arrow.MEDIA_TYPE] = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        "parameters": HEADERS,
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "The scores.", "content": answer}} | errors(_STATUSES),
+    }
+
+
+def errors(statuses: dict[str, str]) -> dict[str, Any]:
+    """Answers that are errors."""
+    content = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": text, "content": content} for status, text in statuses.items()}
+
+
+def example_row(model: ServedModel) -> dict[str, Any]:
+    """A row that the model can score."""
+    return {column: _example(kind) for column, kind in model.types.items()}
+
+
+def _field(kind: str, settings: ServerSettings) -> dict[str, Any]:
+    if kind == "any":
+        return {}
+    inner = _FIELDS[kind.removesuffix("[]")]
+    field = {"type": "array", "maxItems": settings.max_list, "items": inner} if kind.endswith("[]") else dict(inner)
+    return field | {"type": [field["type"], "null"]}
+
+
+def _example(kind: str) -> Any:
+    if kind == "any":
+        return None
+    value = _EXAMPLES[kind.removesuffix("[]")]
+    return [value] if kind.endswith("[]") else value
