@@ -7,7 +7,7 @@ it is; temperature and Platt scaling with a positive slope also leave the order 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -105,9 +105,13 @@ def fit_calibration(
     Raises:
         UndefinedMetricError: a task has one class only.
     """
-    fit = {"isotonic": fit_isotonic, "platt": fit_platt, "temperature": fit_temperature}[method]
+    fits: dict[Method, Callable[[np.ndarray, np.ndarray, np.ndarray], Line | Steps]] = {
+        "isotonic": fit_isotonic,
+        "platt": fit_platt,
+        "temperature": fit_temperature,
+    }
     weight = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
-    curves = []
+    curves: list[Line | Steps] = []
     for task in range(labels.shape[1]):
         x, y = (np.ascontiguousarray(column[:, task], np.float64) for column in (logits, labels))
         positive, total = float((y * weight).sum()), float(weight.sum())
@@ -118,7 +122,7 @@ def fit_calibration(
                 found=f"{len(y):,} rows, none of them {'positive' if positive == 0 else 'negative'}",
                 mend="fit on more rows, or set calibration to null",
             )
-        curves.append(fit(x, y, weight))
+        curves.append(fits[method](x, y, weight))
     return Calibration(method, tuple(curves))
 
 
