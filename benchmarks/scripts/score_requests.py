@@ -25,12 +25,13 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Score rows of the Criteo sample.
 
     Args:
-        request: bundle, calls (of one row; a twentieth as many of many candidates), rows (read from the sample; the
-            rows scored are others at each call until all were).
+        request: bundle; calls (whole, and as many in parts; a twentieth as many of many candidates); rows (read from
+            the sample; the rows scored are others at each call until all were).
 
     Returns:
         For `one` and `candidates`: p50 and p99 of a request, p50 of encoding, lookup and network, in milliseconds;
-        load and checksum in seconds; the largest difference to the trainer's probabilities.
+        load and checksum in seconds; the table's bytes; the largest difference to the trainer's probabilities, how
+        much these differ from row to row, and the largest logit.
     """
     path = Path(request["bundle"])
     started = time.perf_counter()
@@ -55,6 +56,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         "candidates": _times(scorer, [(group, user) for group in groups], request["calls"] // 20),
         "load": load,
         "checksum": checksum,
+        "table_bytes": scorer.bundle.model.plan.table_bytes,
+        "spread": float(expected.probabilities.std()),
+        "logits": float(np.abs(expected.logits).max()),
         "difference": float(np.abs(scorer.score(rows) - expected.probabilities).max()),
     }
 
@@ -70,10 +74,11 @@ def _times(scorer: Scorer, requests: list[Any], calls: int) -> dict[str, float]:
         times[name].append((time.perf_counter() - started) * 1e3)
         return out
 
-    for call in range(calls):
+    for call in range(2 * calls):
         rows, shared = requests[call % len(requests)]
-        # the whole request first, while the rows it reads are not in the processor's caches
-        timed("all", scorer.score, rows, shared=shared)
+        if call % 2:  # whole requests and parts on rows of their own: those of the last call are in the caches
+            timed("all", scorer.score, rows, shared=shared)
+            continue
         batch = timed("encode", pipeline.encode, rows, shared=shared)
         with torch.inference_mode():
             timed("network", network, timed("lookup", inputs, batch))

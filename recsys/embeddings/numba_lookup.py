@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from recsys.embeddings.addressing import NO_OWNER, WAYS
 from recsys.embeddings.numba_kernels import decode, prefetch_row
@@ -26,6 +28,7 @@ _WAYS = np.uint64(WAYS)
 _NO_OWNER = np.int64(NO_OWNER)
 _LOW32 = np.uint64(0xFFFFFFFF)
 _ONE, _SIX, _31, _32 = np.uint64(1), np.uint64(6), np.uint64(31), np.uint64(32)
+_4, _8, _LOOKUP_BYTES = np.uint64(4), np.uint64(8), np.uint64(80)
 _PAIRS, _NIBBLES = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
 _BYTES, _ONES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 
@@ -77,12 +80,18 @@ def look_up(
     batch, values, numbers = len(ids), np.int64(width), dense.shape[1]
     bags_at = len(singles) * values
     dense_at = bags_at + len(bags) * values
+    # addresses, for an array that is given to a function is counted
+    singles_at, of_bags_at = np.uint64(singles.ctypes.data), np.uint64(bags.ctypes.data)
+    exact_at, hot_at = np.uint64(exact_keys.ctypes.data), np.uint64(hot_keys.ctypes.data)
+    words_at = np.uint64(kept_words.ctypes.data) if len(kept_words) else np.uint64(0)
+    before_at, wide = np.uint64(kept_before.ctypes.data), exact_keys.itemsize == 8
     for b in range(batch):
         place, hit = np.uint64(0), False
         for i in range(len(singles)):
             fingerprint = np.uint64(ids[b, singles[i, COLUMN]])
+            lookup = singles_at + np.uint64(i) * _LOOKUP_BYTES
             row, place, hit = _row(
-                fingerprint, singles, i, place, hit, exact_keys, hot_keys, kept_words, kept_before, left
+                fingerprint, lookup, place, hit, exact_at, wide, hot_at, words_at, before_at, np.uint64(left)
             )
             prefetch_row(table, size, row)
             rows[i] = row
@@ -108,8 +117,9 @@ def look_up(
                 place, hit = np.uint64(0), False
                 for i in range(first, end):
                     fingerprint = np.uint64(bag_values[value])
+                    lookup = of_bags_at + np.uint64(i) * _LOOKUP_BYTES
                     row, place, hit = _row(
-                        fingerprint, bags, i, place, hit, exact_keys, hot_keys, kept_words, kept_before, left
+                        fingerprint, lookup, place, hit, exact_at, wide, hot_at, words_at, before_at, np.uint64(left)
                     )
                     decode(stored, bits, row, scratch, np.uint64(0), width)
                     for j in range(values):
@@ -121,14 +131,33 @@ def look_up(
         first = end
 
 
-@njit(inline="always", **_COMPILE)
+@intrinsic
+def _int64_at(context: Any, address: Any) -> Any:
+    """The int64 at an address."""
+    return types.int64(types.uint64), _load(64)
+
+
+@intrinsic
+def _int32_at(context: Any, address: Any) -> Any:
+    """The int32 at an address."""
+    return types.int32(types.uint64), _load(32)
+
+
+def _load(bits: int) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer()))
+
+    return generate
+
+
+@njit(**_COMPILE)
 def _row(
     fingerprint: Any,
-    lookups: Any,
-    i: Any,
+    lookup: Any,
     place: Any,
     hit: Any,
     exact_keys: Any,
+    wide: Any,
     hot_keys: Any,
     kept_words: Any,
     kept_before: Any,
@@ -136,44 +165,69 @@ def _row(
 ) -> Any:
     """The row of one lookup; and the place of the value among those with rows of their own, and whether it is there.
 
-    Both are sought for the feature's first chunk and given on to the others.
+    Both are sought for the feature's first chunk and given on to the others.  Arrays are given by their addresses.
     """
-    x = fingerprint ^ lookups[i, SALT]
+    x = fingerprint ^ _told(lookup, SALT)
     x = (x ^ (x >> np.uint64(30))) * _M1
     x = (x ^ (x >> np.uint64(27))) * _M2
     x ^= x >> _31
-    row = lookups[i, BASE] + (((x >> _32) * lookups[i, SPAN]) >> _32)
-    if len(kept_words):
-        word, bit = np.uint64(kept_words[row >> _SIX]), row & np.uint64(63)
-        before = np.uint64(kept_before[row >> _SIX]) + _popcount(word & ((_ONE << bit) - _ONE))
-        row = before if (word >> bit) & _ONE else np.uint64(left)
-    kind, start, size = lookups[i, KIND], lookups[i, START], lookups[i, SIZE]
-    if kind != HASHED and lookups[i, CHUNK] == np.uint64(0):
-        if kind == EXACT:
-            key = np.int64(x)
-            if exact_keys.itemsize == 4:
-                key >>= 32
-            low, high = start, start + size
-            while low < high:
-                middle = (low + high) >> _ONE
-                if np.int64(exact_keys[middle]) < key:
-                    low = middle + _ONE
-                else:
-                    high = middle
-            hit = low < start + size and np.int64(exact_keys[min(low, start + size - _ONE)]) == key
-            place = low - start
+    row = _told(lookup, BASE) + (((x >> _32) * _told(lookup, SPAN)) >> _32)
+    if kept_words:
+        word, bit = np.uint64(_int64_at(kept_words + (row >> _SIX) * _8)), row & np.uint64(63)
+        before = np.uint64(_int32_at(kept_before + (row >> _SIX) * _4)) + _popcount(word & ((_ONE << bit) - _ONE))
+        row = before if (word >> bit) & _ONE else left
+    kind, chunk = _told(lookup, KIND), _told(lookup, CHUNK)
+    if kind == np.uint64(HASHED):
+        return row, place, False
+    if chunk == np.uint64(0):
+        start, size = _told(lookup, START), _told(lookup, SIZE)
+        if kind == np.uint64(EXACT):
+            place, hit = _find_exact(x, start, size, exact_keys, wide)
         else:
-            key = max(np.int64(np.int32(x & _LOW32)), _NO_OWNER + 1)
-            buckets = size // _WAYS
-            hit = False
-            for bucket in (((x >> _32) * buckets) >> _32, (((x * _M1) >> _32) * buckets) >> _32):
-                for way in range(WAYS):
-                    slot = bucket * _WAYS + np.uint64(way)
-                    if not hit and np.int64(hot_keys[start + slot]) == key:
-                        hit, place = True, slot
-    if hit and kind != HASHED:
-        row = lookups[i, OWN] + place * lookups[i, CHUNKS] + lookups[i, CHUNK]
+            place, hit = _find_hot(x, start, size, hot_keys)
+    if hit:
+        row = _told(lookup, OWN) + place * _told(lookup, CHUNKS) + chunk
     return row, place, hit
+
+
+@njit(**_COMPILE)
+def _told(lookup: Any, what: Any) -> Any:
+    return np.uint64(_int64_at(lookup + np.uint64(what) * _8))
+
+
+@njit(**_COMPILE)
+def _find_exact(x: Any, start: Any, size: Any, keys: Any, wide: Any) -> Any:
+    """The place of a value in its segment of the exact index, from the first chunk's hash; and whether it is there.
+
+    A binary search without branches: which way it turns cannot be foretold.
+    """
+    key = np.int64(x) if wide else np.int64(x) >> 32
+    low = start
+    while size > _ONE:
+        half = size >> _ONE
+        found = _exact_key(keys, low + half - _ONE, wide)
+        low += half if found < key else np.uint64(0)
+        size -= half
+    found = _exact_key(keys, low, wide)
+    return low - start, found == key
+
+
+@njit(**_COMPILE)
+def _exact_key(keys: Any, place: Any, wide: Any) -> Any:
+    return _int64_at(keys + place * _8) if wide else np.int64(_int32_at(keys + place * _4))
+
+
+@njit(**_COMPILE)
+def _find_hot(x: Any, start: Any, size: Any, keys: Any) -> Any:
+    """The slot of an id in its segment of the hot index, from the hash of its first chunk; and whether it has one."""
+    key = max(np.int64(np.int32(x & _LOW32)), _NO_OWNER + 1)
+    buckets = size // _WAYS
+    first, second = ((x >> _32) * buckets) >> _32, (((x * _M1) >> _32) * buckets) >> _32
+    for n in range(2 * WAYS):
+        slot = (first if n < WAYS else second) * _WAYS + np.uint64(n % WAYS)
+        if np.int64(_int32_at(keys + (start + slot) * _4)) == key:
+            return slot, True
+    return np.uint64(0), False
 
 
 @njit(**_COMPILE)

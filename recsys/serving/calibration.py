@@ -6,6 +6,7 @@ it is; temperature and Platt scaling with a positive slope also leave the order 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from features.errors import UndefinedMetricError
 
 Method = Literal["isotonic", "platt", "temperature"]
 
+_STEEPEST = 1.0
+"""Of an isotonic curve, in probability by unit of the logit; the logistic function rises by a quarter at most."""
 _LOG_TEMPERATURES = (-5.0, 5.0)
 """Bounds of the search."""
 
@@ -37,14 +40,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Steps:
-    """Probabilities at some logits, ascending both; straight lines between, the first and the last value beyond."""
+    """Probabilities at some logits, both ascending; straight lines between, the first and the last value beyond."""
 
     logits: tuple[float, ...]
     probabilities: tuple[float, ...]
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """[N] float64 -> [N]."""
-        return np.interp(logits, self.logits, self.probabilities)
+        return np.interp(logits, *self._arrays)
+
+    @functools.cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The points as arrays, made once: a request would wait longer for them than for its own value."""
+        return np.array(self.logits), np.array(self.probabilities)
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,10 @@ class Calibration:
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """[N, T] logits -> [N, T] float64 probabilities."""
-        logits = np.asarray(logits, np.float64)
-        return np.stack([curve(logits[:, i]) for i, curve in enumerate(self.curves)], 1)
+        out = np.empty(logits.shape)
+        for task, curve in enumerate(self.curves):
+            out[:, task] = curve(logits[:, task].astype(np.float64))
+        return out
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, from which `from_json` makes the same bits."""
@@ -178,9 +188,11 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Lin
 def fit_isotonic(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Steps:
     """The rising curve of the least squared error (Zadrozny and Elkan, KDD 2002), by pooling adjacent violators.
 
-    Equal logits are one point.  Of a flat piece its two ends are kept, and straight lines lead from one to the next, as
-    in scikit-learn.  A lowest piece of 0 or a highest of 1 would make a single surprise infinitely bad: it is what it
-    would be with half a row more of the other class, though never beyond the next piece.
+    Every flat piece is one point, at the mean of its logits, and straight lines lead from point to point (centred
+    isotonic regression, Oron and Flournoy 2017): rows within a piece keep their order.  Where that would be steeper
+    than `_STEEPEST`, points are joined: a step up between two neighbouring rows is noise, and would turn a rounding
+    error of the logit into another probability.  A lowest piece of 0 or a highest of 1 would make a single surprise
+    infinitely bad: it is what it would be with half a row more of the other class, though never beyond the next piece.
 
     Args:
         logits: [N] float64.
@@ -197,9 +209,21 @@ def fit_isotonic(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> 
         p[zeros] = min(0.5 / (w[zeros].sum() + 1), inside.min(initial=0.5))
     if ones.any():
         p[ones] = max(1 - 0.5 / (w[ones].sum() + 1), inside.max(initial=0.5))
-    kept = np.ones(len(p), bool)
-    kept[1:-1] = (p[1:-1] != p[:-2]) | (p[1:-1] != p[2:])
-    return Steps(tuple(x[kept].tolist()), tuple(p[kept].tolist()))
+    first = np.flatnonzero(np.r_[True, p[1:] != p[:-1]])
+    weights = np.add.reduceat(w, first)
+    centres = np.add.reduceat(w * x, first) / weights
+    return _joined_where_steep(centres.tolist(), p[first].tolist(), weights.tolist())
+
+
+def _joined_where_steep(logits: list[float], probabilities: list[float], weights: list[float]) -> Steps:
+    """The points, ascending, with neighbours joined to their weighted mean until no line between two is too steep."""
+    points: list[tuple[float, float, float]] = []
+    for x, p, w in zip(logits, probabilities, weights, strict=True):
+        while points and p - points[-1][1] > _STEEPEST * (x - points[-1][0]):
+            x0, p0, w0 = points.pop()
+            x, p, w = (x0 * w0 + x * w) / (w0 + w), (p0 * w0 + p * w) / (w0 + w), w0 + w
+        points.append((x, p, w))
+    return Steps(tuple(x for x, _, _ in points), tuple(p for _, p, _ in points))
 
 
 def _platt_targets(labels: np.ndarray, weight: np.ndarray) -> np.ndarray:

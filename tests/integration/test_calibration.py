@@ -23,7 +23,7 @@ from tests.integration.test_bad_input import refused
 Recsys = Callable[..., Any]
 
 
-@pytest.mark.parametrize("method", ["isotonic", "platt", "temperature"])
+@pytest.mark.parametrize("method", ["isotonic", pytest.param("platt", marks=pytest.mark.slow)])
 def test_what_is_tested_is_what_is_served(world: Any, recsys: Recsys, method: str) -> None:
     # an epoch too many on few rows: the model is far too sure
     overfit = ("train.epochs=8", "train.learning_rate=0.05", "train.monitor=auc", f"calibration={method}")
