@@ -46,6 +46,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     events = RECIPES["criteo"].load(None).tail(request["rows"]).collect()
     rows = events.select(*INTEGERS, *CATEGORIES).rows(named=True)
     expected = predict(scorer.bundle.model, [scorer.bundle.pipeline.encode_frame(events)], scorer.bundle.calibration)
+    assert expected.logits is not None
     user = {name: rows[0][name] for name in USER}
     groups = [
         [{name: value for name, value in row.items() if name not in user} for row in rows[start : start + CANDIDATES]]
