@@ -164,7 +164,9 @@ def score_all(
         rows = model.rows(data, split)
         assert rows is not None  # data is given
         with console.progress(f"scoring with {name}", None) as task:
-            found = predict(model.bundle.model, kept(rows.read()) if first is None else rows.read())
+            found = predict(
+                model.bundle.model, kept(rows.read()) if first is None else rows.read(), model.bundle.calibration
+            )
             task.update(len(found.probabilities))
         if found.labels is None or not len(found.labels):
             raise DataError("there are no labelled rows to compare on", field=data)

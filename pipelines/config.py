@@ -30,6 +30,7 @@ from recsys.embeddings.config import ChunksConfig
 from recsys.evaluation.compare import METRICS
 from recsys.models import ModelConfig
 from recsys.search.config import SearchConfig, ThresholdConfig
+from recsys.serving.calibration import Method
 from recsys.training import TrainConfig
 
 GATE_METRICS = (
@@ -245,6 +246,8 @@ class ExperimentConfig(Strict):
     """The search for widths; if it is there, `recsys run` searches before it trains."""
     thresholds: ThresholdConfig | None = None
     """Thresholds learned with the model; values that do not pass leave the table. See pruning.md."""
+    calibration: Method | None = None
+    """How probabilities are calibrated after training, on the validation split; null: not at all. See scoring.md."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
     gates: dict[str, Gate] = Field(default_factory=dict)

@@ -50,7 +50,13 @@ def convert_bundle(
         "rounding_error": rounding_error(bundle.model, converted),
         **compare(original, converted, data, console),
     }
-    save_bundle(original.place, model=converted, pipeline=bundle.pipeline, metrics=result)
+    save_bundle(
+        original.place,
+        model=converted,
+        pipeline=bundle.pipeline,
+        metrics=result,
+        calibration=bundle.calibration,
+    )
     result |= {"model": model, "bundle": str(original.place), "seconds": round(time.perf_counter() - started, 2)}
     _show(console, result)
     return result

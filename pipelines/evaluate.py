@@ -46,8 +46,8 @@ def evaluate(
 
     Returns:
         run, split, metrics (of the first task), intervals, tasks (metrics of each), reference (metrics of the reference
-        column, or None), days, cost, gates, gates_failed, report, evaluation (the JSON file, with all that the report
-        shows), mlflow_run_id, seconds. Gates bound the test split only.
+        column, or None), calibration (see `calibration_effect`), days, cost, gates, gates_failed, report, evaluation
+        (the JSON file, with all that the report shows), mlflow_run_id, seconds. Gates bound the test split only.
 
     Raises:
         ArtifactError: There is no trained run, or the prepared data is not what it was trained on.
@@ -72,6 +72,7 @@ def evaluate_run(
         total=store.rows(split),
         counts=store.id_counts("train"),
         names=names,
+        calibration=bundle.calibration,
     )
     gates = check_gates(config.gates, found["metrics"]) if split == "test" else []
     trained = run.read("train.json")

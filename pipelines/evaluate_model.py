@@ -81,6 +81,7 @@ def evaluate_model(
         field=source,
         counts=None if training.store is None else training.store.id_counts("train"),
         names=names,
+        calibration=bundle.calibration,
     )
     folder = out or _default_folder(opened, source, split)
     run_id = _mlflow_run(opened, training, tracking_uri)

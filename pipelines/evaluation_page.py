@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.calibrate import show_effect
 from pipelines.console import Console, bytes_text
 from recsys.evaluation.plots import Picture
 from recsys.evaluation.report import Figure, Section, cell_text, render_report
@@ -29,6 +30,7 @@ def show(found: Mapping[str, Any], text: str, console: Console) -> None:
         console.table(f"{text}, {metrics['rows']:,} rows: {label}", _metric_rows(found, metrics, main=main))
         for name, reason in metrics["undefined"].items():
             console.note(f"{name} of {label} is undefined: {reason}")
+    show_effect(console, found["calibration"])
     slices = found["slices"]["found"]
     console.table(
         f"slices that add most to the loss, of {len(slices):,}", [_slice_row(one) for one in slices[:_CONSOLE_LINES]]

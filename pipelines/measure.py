@@ -14,6 +14,7 @@ from features.frames import first_line
 from features.joins import SideTables
 from features.pipeline import FeaturePipeline
 from features.value_names import ValueNames, value_names
+from pipelines.calibrate import calibration_effect
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console
 from pipelines.prepare import events_of
@@ -37,6 +38,7 @@ from recsys.evaluation.metrics import evaluate as metrics_of
 from recsys.evaluation.row_sample import RowSample
 from recsys.evaluation.slices import miscalibrated, slice_metrics
 from recsys.models import CTRModel
+from recsys.serving.calibration import Calibration
 from recsys.training import Predictions, predict
 
 SLICE_ROWS = 500_000
@@ -56,6 +58,7 @@ def measure(
     total: int | None = None,
     counts: IdCounts | None = None,
     names: ValueNames | None = None,
+    calibration: Calibration | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Scores rows and measures everything.
@@ -68,20 +71,22 @@ def measure(
         total: How many rows there are, if that is known.
         counts: Distinct training values of each feature and how often each was seen.
         names: What people call values.
+        calibration: The model's; everything but importance and cost is of calibrated probabilities.
         seed: Of samples and shuffles.
 
     Returns:
         metrics (of the first task, with its gaps to the reference), intervals (of them, by name), tasks (metrics of
-        each), reference (metrics of the reference column, or None), curves (of model and reference), days (first and
-        last, or None), slices, miscalibrated (places of the slices that are most surely off), importance, unseen (share
-        of the rows whose value was not in training, by feature; empty without counts), cost.
+        each), reference (metrics of the reference column, or None), calibration (see `calibration_effect`), curves (of
+        model and reference), days (first and last, or None), slices, miscalibrated (places of the slices that are most
+        surely off), importance, unseen (share of the rows whose value was not in training, by feature; empty without
+        counts), cost.
 
     Raises:
         DataError: There are no rows or no labels, a score is not finite, or a label is not binary.
     """
     sample = RowSample(SLICE_ROWS, seed)
     with console.progress("evaluating", total) as task:
-        predictions = predict(model, sample.watch(batches))
+        predictions = predict(model, sample.watch(batches), calibration)
         task.update(sample.seen)
     if predictions.labels is None or not sample.seen:
         raise DataError("there are no labelled rows to evaluate on", field=field, found=f"{sample.seen:,} rows")
@@ -105,6 +110,7 @@ def measure(
         "intervals": {name: interval.to_json() for name, interval in _intervals(predictions).items()},
         "tasks": tasks,
         "reference": reference,
+        "calibration": calibration_effect(predictions, calibration, model.layout.label_names),
         "curves": curves,
         "days": None if batch.time is None else _days(batch.time.numpy()),
         "slices": slices.to_json(),

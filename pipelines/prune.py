@@ -84,7 +84,13 @@ def prune_bundle(
         "pruned_features": [f.feature for f in features if not f.kept and f.before],
         **compare(original, new, data, console),
     }
-    save_bundle(original.place, model=new, pipeline=original.bundle.pipeline, metrics=result)
+    save_bundle(
+        original.place,
+        model=new,
+        pipeline=original.bundle.pipeline,
+        metrics=result,
+        calibration=original.bundle.calibration,
+    )
     result |= {"model": model, "bundle": str(original.place), "seconds": round(time.perf_counter() - started, 2)}
     _show(console, result)
     return result

@@ -54,7 +54,7 @@ def open_original(model: str, tracking_uri: str, suffix: str, out: Path | None) 
 
 
 def compare(original: Original, new: CTRModel, data: str | None, console: Console) -> dict[str, Any]:
-    """Measures the original and what was made of it on the same rows, none of them trained on.
+    """Measures the original and what was made of it on the same rows, none of them trained on, with one calibration.
 
     Returns:
         measured_on, metrics and old_metrics (of the first task), change (of each metric), max_change (the largest of a
@@ -70,9 +70,9 @@ def compare(original: Original, new: CTRModel, data: str | None, console: Consol
         return result
     result["measured_on"] = rows.text
     with console.progress("measuring", None) as task:
-        before = predict(original.bundle.model, rows.read())
+        before = predict(original.bundle.model, rows.read(), original.bundle.calibration)
         task.update(len(before.probabilities))
-        after = predict(new, rows.read())
+        after = predict(new, rows.read(), original.bundle.calibration)
     names = original.bundle.pipeline.layout.label_names
     old, now = (main_metrics(p, task_metrics(p, names))[0] for p in (before, after))
     result["old_metrics"], result["metrics"] = old, now

@@ -15,6 +15,7 @@ from typing import Any
 from features.errors import ArtifactError, UndefinedMetricError
 from features.loader import Loader
 from features.store import Store
+from pipelines.calibrate import calibrate, check_calibration
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import diagnose_run
@@ -55,7 +56,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, skipped_steps, examples_per_second,
         table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, memory_bytes,
         warm_start (see `start_from`; None without one), thresholds (see `without_what_did_not_pass`; None without
-        them), processes, mlflow_run_id. The table's figures are those of the bundle.
+        them), calibration (its method, or None), processes, mlflow_run_id. The table's figures are those of the bundle.
 
     Raises:
         ConfigError: Some settings do not go together; no run is begun.
@@ -115,7 +116,13 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
                 if config.thresholds:
                     model, passed = without_what_did_not_pass(model, store, console)
                     size |= table_size(model.plan)
-                save_bundle(run.bundle, model=model, pipeline=store.pipeline, metrics=result.best_metrics)
+                save_bundle(
+                    run.bundle,
+                    model=model,
+                    pipeline=store.pipeline,
+                    metrics=result.best_metrics,
+                    calibration=calibrate(config, store, model, console),
+                )
                 if registry and run_id and config.tracking.diagnostics_rows and plan.lookups:
                     files, scalars = diagnose_run(config, run, model, store, console)
                     values = [(f"table/{name}", value, result.steps) for name, value in scalars.items()]
@@ -136,6 +143,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
         **size,
         "warm_start": started and {key: value for key, value in started.items() if key != "report"},
         "thresholds": passed,
+        "calibration": config.calibration,
         "processes": processes.count,
         "mlflow_run_id": run_id,
     }
@@ -340,6 +348,7 @@ def check_trainable(config: ExperimentConfig, store: Store, plan: EmbeddingPlan)
         check_distributed(config.train, config.embedding, plan, launched_count())
     if config.thresholds:
         check_thresholds(launched_count())
+    check_calibration(config, store)
     # The network and the checks of the trainer are the same whatever the number of rows.
     small = replace(plan, rows=min(plan.rows, 1))
     require_memory(training_memory(store.layout, small, config.model, _of_one_process(config.train)))

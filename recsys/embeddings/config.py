@@ -11,7 +11,8 @@ from features.validation import Strict
 from recsys.embeddings.formats import FormatName
 from recsys.embeddings.kernel import KernelName
 
-Chunks = Annotated[int, Field(ge=0, le=64)]
+MOST_CHUNKS = 64
+Chunks = Annotated[int, Field(ge=0, le=MOST_CHUNKS)]
 
 
 class ChunksConfig(Strict):

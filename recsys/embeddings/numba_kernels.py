@@ -189,8 +189,8 @@ def _squared_error(values: Any, i: Any, scale: Any, half: Any) -> Any:
 def _gather_part(stored: Any, bits: Any, rows: Any, out: Any, start: Any, end: Any) -> None:
     base, size, width = np.uint64(stored.ctypes.data), np.uint64(stored.strides[0]), np.uint64(out.shape[1])
     for i in range(start, end):
-        _prefetch_row(base, size, rows[min(i + _AHEAD, end - _ONE)])
-        _decode(stored, bits, np.uint64(rows[i]), out, i, width)
+        prefetch_row(base, size, rows[min(i + _AHEAD, end - _ONE)])
+        decode(stored, bits, np.uint64(rows[i]), out, i, width)
 
 
 @njit(**_COMPILE)
@@ -251,19 +251,19 @@ def _update_part(
             while i < n and np.uint64(rows[i]) == row:
                 ahead = min(i + _AHEAD, n - _ONE)
                 soon = rows[ahead]
-                _prefetch_row(grad_at, grad_size, order[ahead])
-                _prefetch_row(stored_at, stored_size, soon)
+                prefetch_row(grad_at, grad_size, order[ahead])
+                prefetch_row(stored_at, stored_size, soon)
                 if has_second:
-                    _prefetch_row(second_at, second_size, soon)
+                    prefetch_row(second_at, second_size, soon)
                 if has_first:
-                    _prefetch_row(first_at, state_size, soon)
+                    prefetch_row(first_at, state_size, soon)
                 if has_mean:
-                    _prefetch_row(mean_at, state_size, soon)
+                    prefetch_row(mean_at, state_size, soon)
                 source = np.uint64(order[i])
                 for j in range(width):
                     g[0, j] += grad[source, j]
                 i += _ONE
-            _decode(stored, bits, row, old, zeroth, width)
+            decode(stored, bits, row, old, zeroth, width)
             for j in range(padded):
                 g[0, j] = g[0, j] * factor + l2 * old[0, j]
             if optimizer == SGD:
@@ -314,7 +314,7 @@ def _update_part(
 
 
 @njit(**_COMPILE)
-def _prefetch_row(base: Any, size: Any, row: Any) -> None:
+def prefetch_row(base: Any, size: Any, row: Any) -> None:
     address = base + size * np.uint64(row)
     end = address + size
     address &= ~(_LINE - _ONE)
@@ -323,11 +323,11 @@ def _prefetch_row(base: Any, size: Any, row: Any) -> None:
         address += _LINE
 
 
-def _decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> None:
+def decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> None:
     """Reads one stored row into out[at]; the code depends on the dtype of `stored` and is chosen when compiling."""
 
 
-@overload(_decode, inline="always")
+@overload(decode, inline="always")
 def _compile_decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> Any:
     def fp32(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> None:
         for j in range(width):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recsys.embeddings import numba_kernels as kernels
-from recsys.embeddings.formats import BEST_STEP, FormatName
+from recsys.embeddings.formats import BEST_STEP, FormatName, RowFormat
 from recsys.embeddings.table import TableOptimizer
 from recsys.embeddings.torch_table import TorchTable
 
@@ -88,14 +88,19 @@ class NumbaTable(TorchTable):
         )
 
     def _weight(self) -> Any:
-        view = torch.float32 if self.rounds else _VIEWS.get(self.format.name, torch.uint8)
-        return self.weight.view(view).numpy()
+        return self.weight.numpy() if self.rounds else typed(self.weight, self.format)
 
     def _moments(self, name: str) -> Any:
         state = self.state.get(name)
         if state is None:
             return _NO_ROWS
         return (state if state.ndim == 2 else state.unsqueeze(1)).numpy()
+
+
+def typed(stored: Tensor, format: RowFormat) -> np.ndarray:
+    """Stored rows as an array by whose dtype the kernels tell the format; the same memory."""
+    array: np.ndarray = stored.view(_VIEWS.get(format.name, torch.uint8)).numpy()
+    return array
 
 
 def _workers(lookups: int) -> int:

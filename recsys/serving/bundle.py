@@ -1,8 +1,11 @@
 """A bundle: one folder that holds a trained model and the pipeline its inputs go through.  No pickle.
 
-bundle.json          versions, model config, embedding plan, metrics, sha256 of every other file
-weights.safetensors  network, table and exact index
+bundle.json          version, model config, embedding plan, calibration, metrics, sha256 of every other file
+weights.safetensors  network, table in its format, and the indices of its rows
 pipeline/            the feature spec and its fitted statistics
+model_card.md        the facts of the above, for people
+
+The table is mapped into memory, not read: processes that load one bundle share its pages.
 """
 
 from __future__ import annotations
@@ -13,17 +16,29 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from features.errors import ArtifactError
+import torch
+from torch import Tensor
+
+from features.errors import ArtifactError, ConfigError
+from features.frames import first_line
 from features.pipeline import FeaturePipeline
+from recsys.embeddings.config import MOST_CHUNKS
+from recsys.embeddings.kept import words_of
+from recsys.embeddings.mapped_table import MappedTable
+from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.models.config import ModelConfig
 from recsys.models.ctr import CTRModel
+from recsys.models.network import Network
+from recsys.serving.calibration import Calibration
+from recsys.serving.model_card import model_card
 from recsys.tensorfile import read_tensors, write_tensors
 
-BUNDLE_VERSION = 2
+BUNDLE_VERSION = 3
+_DESCRIPTION = "bundle.json"
 
 
 @dataclass(frozen=True)
@@ -32,20 +47,32 @@ class Bundle:
 
     model: CTRModel
     pipeline: FeaturePipeline
+    calibration: Calibration | None
+    """From logits to probabilities; None for a model that was not calibrated."""
     description: dict[str, Any]
     """What bundle.json says."""
+    digest: str
+    """SHA-256 of bundle.json, which names the digests of all other files: two bundles with one digest are equal."""
 
 
 def save_bundle(
-    folder: Path, *, model: CTRModel, pipeline: FeaturePipeline, metrics: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    model: CTRModel,
+    pipeline: FeaturePipeline,
+    metrics: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Writes a bundle aside and renames it into place; an older one there is replaced.
+
+    Equal models give equal bytes.
 
     Args:
         folder: the bundle's folder.
         model: its present weights are stored.
         pipeline: fitted.
         metrics: kept for the record.
+        calibration: fitted to the model's logits, if it is to be calibrated.
 
     Raises:
         ArtifactError: it cannot be written; nothing new is left behind.
@@ -56,14 +83,17 @@ def save_bundle(
         aside.mkdir(parents=True)
         pipeline.save(aside / "pipeline")
         write_tensors(aside / "weights.safetensors", model.tensors(), {})
+        card = model_card(model, pipeline, calibration, metrics or {})
+        (aside / "model_card.md").write_text(card, encoding="utf-8")
         description = {
             "bundle_version": BUNDLE_VERSION,
             "plan": model.plan.to_json(),
             "model": model.config.model_dump(mode="json"),
+            "calibration": calibration.to_json() if calibration else None,
             "metrics": dict(metrics or {}),
-            "files": {str(path.relative_to(aside)): _sha256(path) for path in _files(aside)},
+            "files": {name: _sha256(aside / name) for name in _files(aside)},
         }
-        (aside / "bundle.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+        (aside / _DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
         if folder.exists():
             os.replace(folder, old)
         os.replace(aside, folder)
@@ -82,11 +112,15 @@ def save_bundle(
 def load_bundle(folder: Path) -> Bundle:
     """Loads a bundle, after checking every file against its checksum.
 
+    The bundle must not be changed in place afterwards: the table is read from its file.  Replacing the folder, as
+    `save_bundle` does, or removing it is safe.
+
     Raises:
-        ArtifactError: a file is missing or differs, or another release wrote it.
+        ArtifactError: a file is missing, differs or is not listed, or another release wrote it.
     """
     try:
-        description = json.loads((folder / "bundle.json").read_text())
+        text = (folder / _DESCRIPTION).read_bytes()
+        description = json.loads(text)
         version = description["bundle_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
@@ -103,9 +137,70 @@ def load_bundle(folder: Path) -> Bundle:
             expected=BUNDLE_VERSION,
             mend="register the model again with this release",
         )
-    for name, expected in description["files"].items():
+    try:
+        _check_files(folder, description["files"])
+        pipeline = FeaturePipeline.load(folder / "pipeline")
+        model = _model(folder, pipeline, description)
+        calibration = Calibration.from_json(description["calibration"]) if description["calibration"] else None
+        if calibration is not None and len(calibration.curves) != len(pipeline.layout.label_names):
+            raise ValueError(f"{len(calibration.curves)} calibration curves")
+    except (KeyError, TypeError, ValueError, AttributeError, MemoryError, RuntimeError, ConfigError) as error:
+        raise ArtifactError(
+            "the bundle is damaged",
+            field=str(folder / _DESCRIPTION),
+            found=first_line(error),
+            mend="copy or download it again",
+        ) from error
+    return Bundle(model, pipeline, calibration, description, hashlib.sha256(text).hexdigest())
+
+
+def _model(folder: Path, pipeline: FeaturePipeline, description: Mapping[str, Any]) -> CTRModel:
+    tensors, _ = read_tensors(folder / "weights.safetensors")
+    _check_sizes(description["plan"], tensors)
+    plan, layout = EmbeddingPlan.from_json(description["plan"]), pipeline.layout
+    config = ModelConfig.model_validate(description["model"])
+    with torch.device("meta"):
+        outline = {f"network.{name}": p.shape for name, p in Network(layout, plan, config).named_parameters()}
+    if outline != {name: t.shape for name, t in tensors.items() if name.startswith("network.")}:
+        raise ValueError("the network is not that of the weights")
+    table = MappedTable(plan.rows, plan.width, plan.format)
+    embedding = MultiplexedEmbedding(plan, layout.bag_poolings, table=table)
+    model = CTRModel(layout, plan, config, embedding=embedding)
+    model.load_tensors(tensors)
+    return model.eval()
+
+
+def _check_sizes(plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuses a plan of other sizes than the weights have, before memory is asked for by its word."""
+    features = plan["features"]
+    sizes = {
+        "table": plan["rows"],
+        "exact_keys": sum(f["values"] for f in features if f["region"] == "exact"),
+        "hot_keys": sum(f["hot_slots"] for f in features),
+    }
+    if "pruned" in plan and "kept_words" in tensors:
+        sizes["kept_words"] = words_of(plan["pruned"]["hashed"] + 1)
+    for name, size in sizes.items():
+        if len(tensors[name]) != size:
+            raise ValueError(f"{name} has {len(tensors[name]):,} rows, and the plan {size:,}")
+    for f in features:
+        if not 0 <= f["chunks"] <= MOST_CHUNKS:
+            raise ValueError(f"{f['name']} has {f['chunks']} chunks")
+
+
+def _check_files(folder: Path, listed: Mapping[str, str]) -> None:
+    """Refuses a folder whose files are not exactly those listed, byte for byte."""
+    unlisted = sorted(set(_files(folder)) - {*listed, _DESCRIPTION})
+    if unlisted:
+        raise ArtifactError(
+            "the bundle has a file that it does not list",
+            field=str(folder / unlisted[0]),
+            mend="remove it, or copy or download the bundle again",
+        )
+    for name, expected in listed.items():
         path = folder / name
-        found = _sha256(path) if path.is_file() else "no file"
+        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        found = _sha256(path) if inside and path.is_file() else "no file of the bundle"
         if found != expected:
             raise ArtifactError(
                 "the bundle is damaged",
@@ -114,16 +209,10 @@ def load_bundle(folder: Path) -> Bundle:
                 expected=f"sha256 {expected}",
                 mend="copy or download it again",
             )
-    pipeline = FeaturePipeline.load(folder / "pipeline")
-    plan = EmbeddingPlan.from_json(description["plan"])
-    model = CTRModel(pipeline.spec.layout, plan, ModelConfig.model_validate(description["model"]), kernel="torch")
-    model.load_tensors(read_tensors(folder / "weights.safetensors")[0])
-    model.eval()
-    return Bundle(model, pipeline, description)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _sha256(path: Path) -> str:

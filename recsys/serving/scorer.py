@@ -11,53 +11,103 @@ import polars as pl
 import torch
 
 from features.batch import Batch
+from features.errors import ConfigError
 from features.spec import FeatureSpec
 from recsys.serving.bundle import Bundle, load_bundle
+from recsys.serving.calibration import sigmoid
+from recsys.serving.network_inputs import NetworkInputs
+from recsys.serving.registry import Registry, is_model_uri
+
+_WARM_UP_ROWS = (1, 1, 64)
 
 
 class Scorer:
     """Scores rows with a trained model.
 
+    What lies between encoding and network is one compiled call (`NetworkInputs`); the network runs in torch's inference
+    mode.  Once made it is warm: everything is compiled, the first row takes no longer than the next.  Several threads
+    may share one.
+
     Args:
-        bundle: a loaded bundle; `Scorer.load` takes its folder.
+        bundle: a loaded bundle; `Scorer.load` takes its place.
+        threads: of torch in this whole process; as they are when left out. For small requests one is the fastest.
+
+    Raises:
+        ArtifactError: the bundle's plan contradicts its table.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.bundle = bundle
+        self._inputs = NetworkInputs(bundle.model)
+        self._network = bundle.model.network.eval()
+        self._probabilities = bundle.calibration or sigmoid
+        nulls = dict.fromkeys(self.spec.feature_columns)
+        for rows in _WARM_UP_ROWS:
+            self.score([nulls] * rows)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Scorer:
+    def load(cls, place: Path | str, *, tracking_uri: str | None = None, threads: int | None = None) -> Scorer:
         """Loads a bundle.
 
+        Args:
+            place: the bundle's folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+            tracking_uri: the registry's store, for a registered model.
+            threads: as above.
+
         Raises:
+            ConfigError: a registered model is named, and no store.
             ArtifactError: it is missing, damaged or of another release.
         """
-        return cls(load_bundle(Path(folder)))
+        if not is_model_uri(str(place)):
+            return cls(load_bundle(Path(place)), threads=threads)
+        if tracking_uri is None:
+            raise ConfigError(
+                "a registered model is found in a store",
+                field="tracking_uri",
+                found=f"{place} alone",
+                mend="name it, such as tracking_uri='sqlite:///work/mlflow.db'",
+            )
+        return cls(load_bundle(Registry(tracking_uri, create=False).bundle_of(str(place))), threads=threads)
 
     @property
     def spec(self) -> FeatureSpec:
         """The columns a row needs."""
         return self.bundle.pipeline.spec
 
-    def score(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pl.DataFrame | Batch) -> np.ndarray:
+    def score(
+        self,
+        rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pl.DataFrame | Batch,
+        *,
+        shared: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         """The probabilities of rows; no label is needed.
 
         Args:
             rows: one row or several as mappings from column to value, a frame of B rows, or an encoded batch.
+            shared: columns that all rows have in common, such as the user's beside many candidates: encoded once. With
+                mappings only, and in none of them.
 
         Returns:
             [B, T] float64, a column a task.
 
         Raises:
-            DataError: a feature's column is missing or of the wrong dtype.
+            ConfigError: columns are shared by rows that are no mappings.
+            DataError: a feature's column is missing, given twice or of the wrong dtype; or the batch is of another
+                model.
         """
-        pipeline, model = self.bundle.pipeline, self.bundle.model
-        if isinstance(rows, Batch):
-            batch = rows
-        elif isinstance(rows, pl.DataFrame):
-            batch = pipeline.encode_frame(rows)
+        pipeline = self.bundle.pipeline
+        if isinstance(rows, pl.DataFrame | Batch):
+            if shared:
+                raise ConfigError(
+                    "rows of a frame or a batch have all their columns",
+                    field="shared",
+                    mend="give the rows as mappings, or the shared columns as columns",
+                )
+            batch = self._inputs.check(rows if isinstance(rows, Batch) else pipeline.encode_frame(rows))
         else:
-            batch = pipeline.encode(rows)
-        with torch.no_grad():
-            probabilities: np.ndarray = torch.sigmoid(model.logits(batch).double()).numpy()
-        return probabilities
+            batch = pipeline.encode(rows, shared=shared)
+        with torch.inference_mode():
+            logits = self._network(self._inputs(batch))
+        return self._probabilities(logits.numpy())

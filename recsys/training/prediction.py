@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,15 +26,20 @@ class Predictions:
     """[N] int64 fingerprints."""
     reference: np.ndarray | None
     """[N] float32."""
+    logits: np.ndarray | None = None
+    """[N, T] float32, of which the probabilities were made."""
 
 
 @torch.no_grad()
-def predict(model: CTRModel, batches: Iterable[Batch]) -> Predictions:
+def predict(
+    model: CTRModel, batches: Iterable[Batch], calibration: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Predictions:
     """Scores every batch in evaluation mode.
 
     Args:
         model: left in the mode it was in.
         batches: a loader without shuffling.
+        calibration: from logits [B, T] to probabilities; the logistic function when left out.
 
     Returns:
         The predictions of all rows.
@@ -44,7 +49,11 @@ def predict(model: CTRModel, batches: Iterable[Batch]) -> Predictions:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__dataclass_fields__}
     try:
         for batch in batches:
-            columns["probabilities"].append(torch.sigmoid(model.logits(batch).double()).numpy())
+            logits = model.logits(batch)
+            columns["logits"].append(logits.numpy())
+            columns["probabilities"].append(
+                torch.sigmoid(logits.double()).numpy() if calibration is None else calibration(logits.numpy())
+            )
             for name in ("labels", "weight", "group", "reference"):
                 value = getattr(batch, name)
                 if value is not None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from features.errors import ArtifactError, DataError
 from features.pipeline import FeaturePipeline
@@ -16,7 +20,8 @@ from features.spec import FeatureSpec
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig
-from recsys.serving.bundle import save_bundle
+from recsys.serving.bundle import load_bundle, save_bundle
+from recsys.serving.calibration import Calibration, Steps
 from recsys.serving.scorer import Scorer
 
 SPEC = {
@@ -58,8 +63,8 @@ def test_a_loaded_bundle_scores_as_the_model_did(tmp_path: Path, interaction: st
     scorer = Scorer.load(folder)
     expected = model.logits(pipeline.encode_frame(FRAME)).double().sigmoid().detach().numpy()
     assert expected.shape == (3, 2)
-    np.testing.assert_array_equal(scorer.score(FRAME), expected)
-    np.testing.assert_array_equal(scorer.score(ROWS), expected)
+    np.testing.assert_allclose(scorer.score(FRAME), expected, rtol=1e-6)
+    np.testing.assert_allclose(scorer.score(ROWS), expected, rtol=1e-6)
     np.testing.assert_allclose(scorer.score(ROWS[1]), expected[1:2], rtol=1e-6)
     assert scorer.bundle.description["metrics"] == {"auc": 0.7}
 
@@ -123,6 +128,102 @@ def test_a_bundle_takes_the_place_of_an_older_one(bundle: tuple[Path, CTRModel, 
     save_bundle(folder, model=model, pipeline=pipeline, metrics={"auc": 0.8})
     assert Scorer.load(folder).bundle.description["metrics"] == {"auc": 0.8}
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells mappings on Linux only")
+def test_the_table_is_read_from_its_file_and_never_written_to(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    before = (bundle[0] / "weights.safetensors").read_bytes()
+    first, second = load_bundle(bundle[0]).model, load_bundle(bundle[0]).model
+    table = first.embedding.table.stored()
+    areas = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [area[0].split("-") for area in areas if area[-1] == str(bundle[0] / "weights.safetensors")]
+    assert any(int(start, 16) <= table.data_ptr() < int(end, 16) for start, end in mapped)
+    table.zero_()
+    assert (bundle[0] / "weights.safetensors").read_bytes() == before
+    assert torch.equal(second.embedding.table.stored(), bundle[1].embedding.table.stored())
+
+
+def test_a_bundle_outlives_its_folder(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    scorer = Scorer.load(bundle[0])
+    expected = scorer.score(FRAME)
+    shutil.rmtree(bundle[0])
+    np.testing.assert_array_equal(scorer.score(FRAME), expected)
+
+
+def test_the_calibration_is_part_of_it(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    folder, model, pipeline = bundle
+    plain = load_bundle(folder)
+    assert plain.calibration is None
+    calibration = Calibration("isotonic", (Steps((-0.1, 0.1 + 0.2), (0.1, 1 / 3)), Steps((0.0,), (0.5,))))
+    save_bundle(folder, model=model, pipeline=pipeline, calibration=calibration)
+    calibrated = load_bundle(folder)
+    assert calibrated.calibration == calibration
+    assert calibrated.digest != plain.digest
+    assert "isotonic" in (folder / "model_card.md").read_text()
+
+
+def test_the_card_tells_what_the_bundle_holds(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    folder, model, pipeline = bundle
+    card = (folder / "model_card.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if "|" in line]
+    assert ["predicts", "the probability of `click`, the probability of `buy`"] in rows
+    assert ["bytes of the table and its indices", str(model.plan.table_bytes)] in rows
+    assert ["feature spec", f"sha256 `{pipeline.spec.digest()}`"] in rows
+    assert ["`tags`", "string[]"] in rows
+    assert ["`user`", "exact", "1", "4", "3"] in rows
+    assert ["auc", "0.7"] in rows
+
+
+def test_a_file_that_is_not_listed_is_refused(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:
+    (bundle[0] / "pipeline" / "extra.pkl").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"extra.pkl: the bundle has a file that it does not list"):
+        Scorer.load(bundle[0])
+
+
+@pytest.mark.parametrize("name", ["../outside", "pipeline/../../outside"])
+def test_a_path_out_of_the_folder_is_refused(bundle: tuple[Path, CTRModel, FeaturePipeline], name: str) -> None:
+    (bundle[0].parent / "outside").write_bytes(b"")
+    rewrite(bundle[0], lambda told: told["files"].update({name: hashlib.sha256(b"").hexdigest()}))
+    with pytest.raises(ArtifactError, match="no file of the bundle"):
+        Scorer.load(bundle[0])
+
+
+SENSELESS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no plan": lambda told: told.update(plan=7),
+    "no files": lambda told: told.update(files=None),
+    "rows no number": lambda told: told["plan"].update(rows="many"),
+    "too many rows": lambda told: told["plan"].update(rows=10**15),
+    "too wide": lambda told: told["plan"].update(width=10**9),
+    "unknown format": lambda told: told["plan"].update(format="int3"),
+    "other format": lambda told: told["plan"].update(format="int8"),
+    "many chunks": lambda told: told["plan"]["features"][0].update(chunks=10**9),
+    "before the table": lambda told: told["plan"]["features"][0].update(base=-5),
+    "beyond the table": lambda told: told["plan"]["features"][0].update(base=10**6),
+    "many values": lambda told: told["plan"]["features"][0].update(values=10**12),
+    "many hot slots": lambda told: told["plan"]["features"][0].update(hot_slots=10**12),
+    "a feature less": lambda told: told["plan"]["features"].pop(),
+    "unknown network": lambda told: told["model"].update(interaction="none"),
+    "large network": lambda told: told["model"].update(hidden=[10**9]),
+    "calibration lacking": lambda told: told.pop("calibration"),
+    "calibration of no task": lambda told: told.update(calibration={"method": "platt", "curves": []}),
+    "calibration of words": lambda told: told.update(calibration={"method": "platt", "curves": [{"slope": "x"}] * 2}),
+}
+
+
+@pytest.mark.parametrize("name", SENSELESS)
+def test_a_description_that_makes_no_sense_is_refused(
+    bundle: tuple[Path, CTRModel, FeaturePipeline], name: str
+) -> None:
+    rewrite(bundle[0], SENSELESS[name])
+    with pytest.raises(ArtifactError):
+        Scorer.load(bundle[0])
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes what bundle.json says."""
+    told = json.loads((folder / "bundle.json").read_text())
+    change(told)
+    (folder / "bundle.json").write_text(json.dumps(told))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "not json"])
