@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def append(folder: Path, rows: pl.DataFrame) -> Path:
         rows.write_parquet(partial)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as of a log that is a file
+            partial.unlink()
         raise cannot_write(path, error) from error
     return path
 

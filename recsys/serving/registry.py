@@ -31,6 +31,7 @@ PARAM_LENGTH = 6000
 """Characters of a parameter's value that MLflow keeps."""
 PACKAGES = (
     "mlflow",
+    "numba",
     "numpy",
     "pandas",
     "polars",
@@ -39,6 +40,7 @@ PACKAGES = (
     "pydantic",
     "pyyaml",
     "safetensors",
+    "scipy",
     "torch",
     "xxhash",
 )

@@ -172,3 +172,9 @@ def test_the_live_view_shows_totals_windows_and_trouble(world):
     assert "waiting: 300 predictions, 0 labels" in shown
     assert shown.count("champion") == 1 + HOURS - 1
     assert "trouble: labels/9.parquet" in shown
+
+
+def test_a_log_that_is_a_file_takes_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        append(tmp_path / "log", pl.DataFrame({"request_id": [1]}))
