@@ -45,8 +45,8 @@ def write_shards(
 ) -> Shards:
     """Encodes rows and writes them into `folder`.
 
-    Memory holds up to `shard_rows` encoded rows a split, and as many once more: a thread writes a full shard while
-    the next one is filled.
+    Memory holds up to `shard_rows` encoded rows a split, and one shard more: a thread writes it while the next one is
+    filled.
 
     Args:
         folder: Gets a folder a split.
@@ -261,6 +261,8 @@ class _Room:
                 width, plain = (kind.list_size, kind.value_type) if pa.types.is_fixed_size_list(kind) else (1, kind)
                 self._shapes[name] = (width, np.dtype(plain.to_pandas_dtype()))
         self._free: list[_Buffers] = []
+        self.waiting: Future[dict[str, Any]] | None = None
+        """The shard that is being written."""
 
     def take(self) -> _Buffers:
         if self._free:
@@ -314,13 +316,14 @@ class _ShardWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Hands over what is gathered; waits for the shard before, so that memory stays bounded."""
+        """Hands over what is gathered; waits for the shard before, of any split, so that memory stays bounded."""
         if not self._height:
             return
-        if self._written:
-            self._written[-1].result()
+        if self._room.waiting is not None:
+            self._room.waiting.result()
         name = _name(self._split, len(self._written))
         self._written.append(self._thread.submit(self._write, name, self._height, self._fixed, self._ragged))
+        self._room.waiting = self._written[-1]
         self._height, self._fixed, self._ragged = 0, {}, {column: [] for column in self._ragged}
 
     def shards(self) -> list[dict[str, Any]]:
