@@ -23,7 +23,7 @@ from features.store import Store, build_store
 from pipelines.config import ExperimentConfig, load_config
 from recsys.embeddings import plan_embedding
 from recsys.embeddings.plan import IdCounts
-from recsys.evaluation import evaluate
+from recsys.evaluation.metrics import evaluate
 from recsys.models import CTRModel
 from recsys.models.warm_start import WarmStartReport, warm_start
 from recsys.training import Trainer, predict

@@ -27,7 +27,7 @@ from features.splits import RandomSplit
 from features.store import Store, build_store
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
-from recsys.evaluation import evaluate
+from recsys.evaluation.metrics import evaluate
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, predict
 

@@ -1,5 +1,1 @@
-"""Evaluation: exact metrics, pictures and reports."""
-
-from recsys.evaluation.metrics import evaluate
-
-__all__ = ["evaluate"]
+"""Evaluation: exact metrics, pictures and reports.  Imports nothing: the console needs the report's text alone."""

@@ -1,6 +1,8 @@
 """Plain lines where there is no terminal, and tables people can read."""
 
 import io
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 from pipelines.console import Console, bytes_text
@@ -42,3 +44,11 @@ def test_training_is_told_in_plain_lines() -> None:
 def test_numbers_as_text() -> None:
     assert [cell_text(0.0), cell_text(12345.6), cell_text(-0.00012)] == ["0", "12,346", "-0.00012"]
     assert [bytes_text(999), bytes_text(1000), bytes_text(2.5e9)] == ["999 B", "1.0 kB", "2.5 GB"]
+
+
+def test_the_console_waits_for_no_library_of_numbers() -> None:
+    """Every verb speaks through it, and begins with it."""
+    heavy = ("torch", "pandas", "numba", "scipy", "polars")
+    code = f"import sys, pipelines.console; print([name for name in {heavy!r} if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

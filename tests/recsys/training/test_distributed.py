@@ -25,7 +25,7 @@ from features.loader import Loader
 from features.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.sharded import torchrec_available
-from recsys.evaluation import evaluate
+from recsys.evaluation.metrics import evaluate
 from recsys.models import CTRModel, ModelConfig
 from recsys.processes import Processes
 from recsys.tensorfile import read_tensors

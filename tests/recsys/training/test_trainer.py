@@ -26,7 +26,7 @@ from recsys.embeddings.kernel import KernelName, is_installed
 from recsys.embeddings.numba_table import NumbaTable
 from recsys.embeddings.table import TableOptimizer
 from recsys.embeddings.torch_table import TorchTable
-from recsys.evaluation import evaluate
+from recsys.evaluation.metrics import evaluate
 from recsys.models import CTRModel, ModelConfig
 from recsys.tensorfile import read_tensors, write_tensors
 from recsys.training import TrainConfig, Trainer, load_best, predict
