@@ -18,7 +18,7 @@ MANY_VALUES = 100
 """A feature with more training values than this is parted by their frequency too."""
 RANGES = 5
 DAY = 86_400_000_000
-_BANDS = ("head", "torso", "tail")
+BANDS = ("head", "torso", "tail")
 
 IdCounts = Mapping[str, tuple[np.ndarray, np.ndarray]]
 ValueNames = Mapping[str, Mapping[int, str]]
@@ -99,17 +99,35 @@ def _divisions(layout: Layout, batch: Batch, counts: IdCounts, names: ValueNames
 
 
 def _by_frequency(feature: str, ids: np.ndarray, known: np.ndarray, seen: np.ndarray) -> Iterator[Division]:
-    place = np.searchsorted(known, ids).clip(max=max(len(known) - 1, 0))
-    is_known = known[place] == ids if len(known) else np.zeros(len(ids), bool)
+    bands = frequency_bands(ids, known, seen)
+    is_known = bands < len(BANDS)
     yield from _by_seen(feature, is_known)
-    if len(known) <= MANY_VALUES:
-        return
+    if len(known) > MANY_VALUES:
+        rows = np.flatnonzero(is_known)
+        yield Division("training frequency", feature, bands[rows], rows, dict(enumerate(BANDS)))
+
+
+def frequency_bands(ids: np.ndarray, known: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """By how often training saw it, the place of each value's band in `BANDS`, or their number for an unseen value.
+
+    What stands before a value decides: the one that crosses a bound is still on its near side.
+
+    Args:
+        ids: [N] fingerprints.
+        known: [K] fingerprints of the training rows, ascending.
+        seen: [K] how often each occurs.
+
+    >>> frequency_bands(np.array([1, 2, 3, 9]), np.array([1, 2, 3]), np.array([5, 4, 1])).tolist()
+    [0, 1, 2, 3]
+    """
+    if not len(known):
+        return np.full(len(ids), len(BANDS))
     order = np.argsort(-seen, kind="stable")
     before = np.cumsum(seen[order]) - seen[order]
     band = np.empty(len(known), np.int64)
-    band[order] = np.searchsorted([HEAD, TORSO], before / seen.sum(), side="right")
-    rows = np.flatnonzero(is_known)
-    yield Division("training frequency", feature, band[place[rows]], rows, dict(enumerate(_BANDS)))
+    band[order] = np.searchsorted((HEAD, TORSO), before / seen.sum(), side="right")
+    place = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    return np.where(known[place] == ids, band[place], len(BANDS))
 
 
 def _by_seen(feature: str, seen: np.ndarray) -> Iterator[Division]:

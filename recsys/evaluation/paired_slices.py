@@ -12,14 +12,13 @@ import numpy as np
 from scipy.special import stdtrit
 
 from recsys.evaluation.compare import better_of, holm, p_value
+from recsys.evaluation.divisions import BANDS, frequency_bands
 from recsys.evaluation.metrics import row_losses
 from recsys.evaluation.power import LEVEL
 
 MIN_ROWS = 1000
 MOST_VALUES = 20
-HEAD, TORSO = 0.5, 0.9
-"""Of the training rows, the most frequent ids that make up the first half are the head, those up to .9 the torso."""
-FREQUENCIES = ("head", "torso", "tail", "unseen")
+FREQUENCIES = (*BANDS, "unseen")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def by_value(
 def by_frequency(
     name: str, ids: np.ndarray, seen: tuple[np.ndarray, np.ndarray], *, min_rows: int = MIN_ROWS
 ) -> Slicing:
-    """Slices by how often a row's id was seen in training: head, torso, tail, unseen; see `HEAD`.
+    """Slices by how often a row's id was seen in training: head, torso, tail, unseen; see `frequency_bands`.
 
     Args:
         name: Of the feature.
@@ -121,15 +120,7 @@ def by_frequency(
     >>> [sliced.values[code] for code in sliced.codes]
     ['head', 'torso', 'tail', 'unseen']
     """
-    fingerprints, counts = seen
-    order = np.argsort(-counts, kind="stable")
-    # what stands before an id decides: the id that crosses a bound is still on its near side
-    before = np.cumsum(counts[order]) - counts[order]
-    part = np.empty(len(counts), dtype=np.int64)
-    part[order] = np.searchsorted((HEAD, TORSO), before / counts.sum(), side="right")
-    place = np.searchsorted(fingerprints, ids).clip(max=max(len(fingerprints) - 1, 0))
-    known = fingerprints[place] == ids if len(fingerprints) else np.zeros(len(ids), dtype=bool)
-    codes = np.where(known, part[place] if len(part) else 0, FREQUENCIES.index("unseen"))
+    codes = frequency_bands(ids, *seen)
     rows = np.bincount(codes, minlength=len(FREQUENCIES))
     few = (rows > 0) & (rows < min_rows)
     codes = np.where(few[codes], -1, codes)
