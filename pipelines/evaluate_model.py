@@ -20,7 +20,7 @@ from pipelines.evaluate import PAGE_ONLY, evaluate_run, track, write_pictures
 from pipelines.evaluation_page import evaluation_page, show
 from pipelines.measure import measure, names_from, raw_events
 from pipelines.model_card import model_card
-from pipelines.models import OpenedModel, open_model
+from pipelines.models import OpenedModel, check_one_source, open_model
 from pipelines.prepare import open_store
 from pipelines.workspace import Run, run_at, write_bytes
 from recsys.evaluation.report import Section
@@ -58,13 +58,7 @@ def evaluate_model(
         DataError: The data is absent, damaged or empty, lacks a column or the label, or a score is not finite.
     """
     started = time.perf_counter()
-    if len(data) > 1:
-        raise ConfigError(
-            "one source of data is enough",
-            field=target,
-            found=" ".join(data),
-            mend="give one folder, file or glob; key=value goes with a config only",
-        )
+    check_one_source(target, data)
     opened = open_model(target, tracking_uri)
     if not data:
         return _of_own_data(opened, console, out, split)

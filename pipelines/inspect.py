@@ -12,7 +12,7 @@ from features.store import Store
 from pipelines.config import ExperimentConfig, load_config
 from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import ROWS, Sample, data_sample, run_state, split_sample
-from pipelines.models import open_model
+from pipelines.models import check_one_source, open_model
 from pipelines.prepare import dropped_of, open_store
 from pipelines.table_page import show, table_page
 from pipelines.workspace import Run, runs_of, write_bytes
@@ -98,13 +98,7 @@ def inspect_model(
         ArtifactError: There is no such model, or its data was prepared with another spec.
         DataError: The data is absent or damaged, or lacks a column.
     """
-    if len(data) > 1:
-        raise ConfigError(
-            "one source of data is enough",
-            field=target,
-            found=" ".join(data),
-            mend="give one folder, file or glob; key=value goes with a config only",
-        )
+    check_one_source(target, data)
     opened = open_model(target, tracking_uri)
     run, bundle = opened.run, opened.bundle
     plan, spec = bundle.model.plan, bundle.pipeline.spec

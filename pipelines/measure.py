@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.batch import Batch
-from features.errors import DataError, RecsysError, UndefinedMetricError
+from features.errors import DataError, RecsysError
 from features.frames import first_line
 from features.joins import SideTables
 from features.pipeline import FeaturePipeline
@@ -19,22 +19,12 @@ from pipelines.config import ExperimentConfig
 from pipelines.console import Console
 from pipelines.prepare import events_of
 from recsys.embeddings.plan import IdCounts
-from recsys.evaluation.auc import group_auc
-from recsys.evaluation.calibration import ece_interval
 from recsys.evaluation.cost import cost_of
 from recsys.evaluation.curves import curves_of
 from recsys.evaluation.divisions import divisions_of
 from recsys.evaluation.feature_importance import DRAWS, ROWS, feature_importance
-from recsys.evaluation.intervals import (
-    Interval,
-    auc_interval,
-    brier_interval,
-    calibration_ratio_interval,
-    gauc_interval,
-    logloss_interval,
-    normalised_entropy_interval,
-)
 from recsys.evaluation.metrics import evaluate as metrics_of
+from recsys.evaluation.metrics import evaluate_intervals
 from recsys.evaluation.row_sample import RowSample
 from recsys.evaluation.slices import miscalibrated, slice_metrics
 from recsys.models import CTRModel
@@ -93,6 +83,7 @@ def measure(
     tasks = task_metrics(predictions, model.layout.label_names)
     metrics, reference = main_metrics(predictions, tasks)
     labels, scores, weight = predictions.labels[:, 0], predictions.probabilities[:, 0], predictions.weight
+    intervals = evaluate_intervals(labels, scores, weight, predictions.group)
     curves = {"model": curves_of(labels, scores, weight)}
     if predictions.reference is not None:
         curves["reference"] = curves_of(labels, predictions.reference, weight)
@@ -107,7 +98,7 @@ def measure(
     order = {id(one): place for place, one in enumerate(slices.found)}
     return {
         "metrics": metrics,
-        "intervals": {name: interval.to_json() for name, interval in _intervals(predictions).items()},
+        "intervals": {name: interval.to_json() for name, interval in intervals.items()},
         "tasks": tasks,
         "reference": reference,
         "calibration": calibration_effect(predictions, calibration, model.layout.label_names),
@@ -192,29 +183,6 @@ def _gaps(metrics: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str,
         sign = 1 if name == "auc" else -1
         gaps[gap] = None if ours is None or theirs is None else sign * (theirs - ours)
     return gaps
-
-
-def _intervals(predictions: Predictions) -> dict[str, Interval]:
-    """Of the first task's metrics, as far as they exist."""
-    assert predictions.labels is not None
-    rows = predictions.labels[:, 0], predictions.probabilities[:, 0], predictions.weight
-    makers: dict[str, Callable[[], Interval]] = {
-        "auc": lambda: auc_interval(*rows),
-        "logloss": lambda: logloss_interval(*rows),
-        "normalised_entropy": lambda: normalised_entropy_interval(*rows),
-        "calibration_ratio": lambda: calibration_ratio_interval(*rows),
-        "ece": lambda: ece_interval(*rows),
-        "brier": lambda: brier_interval(*rows),
-    }
-    if (group := predictions.group) is not None:
-        makers["gauc"] = lambda: gauc_interval(group_auc(rows[0], rows[1], group, rows[2]))
-    found: dict[str, Interval] = {}
-    for name, make in makers.items():
-        try:
-            found[name] = make()
-        except UndefinedMetricError:  # the metrics say why
-            continue
-    return found
 
 
 def _days(times: np.ndarray) -> list[str]:

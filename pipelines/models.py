@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from features.batch import Batch
+from features.errors import ConfigError
 from features.loader import Loader
 from features.sources import scan
 from features.store import Store
@@ -94,3 +95,18 @@ def open_model(model: str, tracking_uri: str) -> OpenedModel:
     if is_model_uri(model):
         folder = Registry(tracking_uri, create=False).bundle_of(model)
     return OpenedModel(model, folder, load_bundle(folder), run)
+
+
+def check_one_source(target: str, data: Sequence[str]) -> None:
+    """Refuses several words after a model, which takes one source of data and no `key=value`.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    if len(data) > 1:
+        raise ConfigError(
+            "one source of data is enough",
+            field=target,
+            found=" ".join(data),
+            mend="give one folder, file or glob; key=value goes with a config only",
+        )
