@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from features.layout import Layout
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings import EmbeddingConfig, EmbeddingPlan, TableOptimizer, plan_embedding
 from recsys.embeddings.baselines import (
     BaselineConfig,

@@ -23,11 +23,11 @@ from scipy.stats import spearmanr
 
 from benchmarks.arms import Arm, Run, Training, difference, run_arms
 from benchmarks.harness import ROOT, Bar, Outcome, Settings, main
-from features.loader import Loader
+from features.loading.loader import Loader
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
-from features.splits import RandomSplit, Split, TimeSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit, Split, TimeSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.config import ChunksConfig

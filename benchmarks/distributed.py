@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.harness import ROOT, Bar, Outcome, Settings, child, main
 from features.recipes import RECIPES
-from features.splits import RandomSplit
-from features.store import build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import build_store
 from pipelines.config import load_config
 
 STEPS = 50

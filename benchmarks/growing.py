@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import ROOT, Bar, Outcome, Settings, main
-from features.loader import Loader
+from features.loading.loader import Loader
 from features.recipes import RECIPES
-from features.splits import RandomSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import Store, build_store
 from pipelines.config import ExperimentConfig, load_config
 from recsys.embeddings import plan_embedding
 from recsys.embeddings.plan import IdCounts

@@ -24,11 +24,11 @@ from benchmarks.arms import Arm, Limit, Run, Training, difference, plan_within, 
 from benchmarks.harness import Bar, Outcome, Settings, main
 from benchmarks.quality_per_byte import CRITEO_ARMS as QUALITY_ARMS
 from benchmarks.quality_per_byte import DATA_SETS, HOT_SLOTS, TWENTIETH
-from features.loader import Loader
+from features.loading.loader import Loader
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
-from features.splits import ColumnSplit, TimeSplit
-from features.store import Store, build_store
+from features.storage.splits import ColumnSplit, TimeSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 from recsys.evaluation.metrics import auc, logloss
 from recsys.models import CTRModel, ModelConfig

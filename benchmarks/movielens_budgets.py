@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Bar, Outcome, Settings, main
-from features.loader import Loader
+from features.loading.loader import Loader
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.evaluation.metrics import evaluate

@@ -21,8 +21,8 @@ from benchmarks.arms import Arm, Limit, Run, Training, difference, run_arms
 from benchmarks.harness import ROOT, Bar, Outcome, Settings, main
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
-from features.splits import RandomSplit, Split, TimeSplit
-from features.store import build_store
+from features.storage.splits import RandomSplit, Split, TimeSplit
+from features.storage.store import build_store
 from features.validation import validate
 from recsys.evaluation.metrics import auc, logloss
 from recsys.evaluation.paired import Difference

@@ -20,8 +20,8 @@ from benchmarks.harness import Bar, Outcome, Settings, child, main
 from benchmarks.peers import DEEPCTR_TORCH, call, prepare
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 
 ID_FEATURES = [f"C{i}" for i in range(1, 27)]

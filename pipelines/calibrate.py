@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from features.errors import UndefinedMetricError
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console
 from recsys.evaluation.metrics import evaluate as metrics_of

@@ -18,7 +18,7 @@ from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, list_names
 from features.files import write_json
 from features.fingerprint import NULL_FINGERPRINT, fingerprints
-from features.sources import scan
+from features.reading.sources import scan
 from features.spec import FeatureSpec, IdFeature
 from pipelines.console import Console, bytes_text
 from pipelines.models import OpenedModel, open_model

@@ -17,12 +17,12 @@ import yaml
 from pydantic import Field, model_validator
 
 from features.errors import ConfigError, list_names, nearest
-from features.incremental import IncrementalConfig
-from features.joins import JoinConfig
-from features.quality import QualityConfig
+from features.reading.joins import JoinConfig
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
-from features.splits import SplitConfig
+from features.storage.incremental import IncrementalConfig
+from features.storage.quality import QualityConfig
+from features.storage.splits import SplitConfig
 from features.validation import Strict, validate
 from pipelines.allocation import Allocation, read_allocation
 from recsys.embeddings import EmbeddingConfig

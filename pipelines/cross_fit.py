@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.errors import ConfigError
-from features.splits import RandomSplit
+from features.storage.splits import RandomSplit
 from pipelines.config import DataConfig, load_config
 from pipelines.console import Console
 from pipelines.prepare import prepare

@@ -15,8 +15,8 @@ from features.errors import DataError
 from features.files import write_json
 from features.frames import first_line, iterate
 from features.pipeline import FeaturePipeline
-from features.sources import scan
-from features.store import Store
+from features.reading.sources import scan
+from features.storage.store import Store
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console
 from pipelines.table_page import summary, table_page

@@ -12,8 +12,8 @@ from typing import Any
 
 from features.errors import ArtifactError, list_names
 from features.files import write_json
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from pipelines.config import ExperimentConfig, Gate, load_config
 from pipelines.console import Console
 from pipelines.evaluation_page import evaluation_page, show

@@ -11,8 +11,8 @@ from typing import Any
 
 from features.errors import ConfigError, RecsysError
 from features.files import write_json
-from features.sources import scan
-from features.store import Store
+from features.reading.sources import scan
+from features.storage.store import Store
 from features.value_names import ValueNames
 from pipelines.config import load_config
 from pipelines.console import Console

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ArtifactError, ConfigError
-from features.store import Store
+from features.storage.store import Store
 from pipelines.config import ExperimentConfig, load_config
 from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import ROWS, Sample, data_sample, run_state, split_sample

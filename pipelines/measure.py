@@ -11,8 +11,8 @@ import polars as pl
 from features.batch import Batch
 from features.errors import DataError, RecsysError
 from features.frames import first_line
-from features.joins import SideTables
 from features.pipeline import FeaturePipeline
+from features.reading.joins import SideTables
 from features.value_names import ValueNames, value_names
 from pipelines.calibrate import calibration_effect
 from pipelines.config import ExperimentConfig

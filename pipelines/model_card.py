@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from features.errors import list_names
-from features.store import Store
+from features.storage.store import Store
 from pipelines.console import bytes_text
 from pipelines.prepare import dropped_of
 from recsys.evaluation.report import cell_text, interval_text

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from features.batch import Batch
 from features.errors import ConfigError
-from features.loader import Loader
-from features.sources import scan
-from features.store import Store
+from features.loading.loader import Loader
+from features.reading.sources import scan
+from features.storage.store import Store
 from pipelines.config import load_config
 from pipelines.evaluate import check_same_data
 from pipelines.score import pieces

@@ -17,7 +17,7 @@ from rich.text import Text
 from features.errors import ArtifactError, ConfigError, DataError, RecsysError
 from features.files import read_json, read_table, write_json, write_table
 from features.folders import whole_or_nothing
-from features.sources import scan
+from features.reading.sources import scan
 from features.times import length_of, microseconds_of
 from features.validation import validate
 from pipelines.config import parse_override

@@ -13,22 +13,22 @@ from typing import Any
 
 import polars as pl
 
-from features.engines.base import LOCAL, Engine
-from features.engines.ray import RayEngine
 from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
 from features.folders import remove_leftovers, spool_beside
 from features.frames import schema_of
-from features.incremental import update_store
-from features.input_files import InputFile, gather, input_files
-from features.inputs import find_inputs, states
-from features.joins import SideTables
-from features.pieces import Rows
 from features.pipeline import FeaturePipeline
+from features.reading.input_files import InputFile, gather, input_files
+from features.reading.inputs import find_inputs, states
+from features.reading.joins import SideTables
+from features.reading.records import require_records
+from features.reading.sources import scan
+from features.reading.unreadable import READ, Unreadable
 from features.recipes import RECIPES
-from features.records import require_records
-from features.sources import scan
-from features.store import QUARANTINE, Store, build_store
-from features.unreadable import READ, Unreadable
+from features.storage.engines.base import LOCAL, Engine
+from features.storage.engines.ray import RayEngine
+from features.storage.incremental import update_store
+from features.storage.pieces import Rows
+from features.storage.store import QUARANTINE, Store, build_store
 from pipelines.config import DataConfig, ExperimentConfig, config_from
 from pipelines.console import Console
 

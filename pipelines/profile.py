@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 
 from features.files import write_json
-from features.profile import Profile, profile_of
-from features.roles import Roles, find_roles
-from features.sources import scan
-from features.time_drift import Drift, drift_of
+from features.profiling.profile import Profile, profile_of
+from features.profiling.roles import Roles, find_roles
+from features.profiling.time_drift import Drift, drift_of
+from features.reading.sources import scan
 from pipelines.console import Console, bytes_text
 from pipelines.suggest import Suggestion, Table, suggest
 from pipelines.workspace import write_bytes

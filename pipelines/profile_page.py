@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from features.bins import bins_of
-from features.profile import ColumnProfile
+from features.profiling.bins import bins_of
+from features.profiling.profile import ColumnProfile
 from pipelines.console import bytes_text
 from pipelines.profile import DRIFT, Study, column_rows, findings
 from recsys.evaluation.plots import Picture

@@ -12,9 +12,9 @@ import numpy as np
 
 from features.errors import ConfigError
 from features.files import cannot_write, write_json
-from features.loader import Loader
-from features.store import Store
-from features.time_loader import TimeLoader
+from features.loading.loader import Loader
+from features.loading.time_loader import TimeLoader
+from features.storage.store import Store
 from features.times import length_of
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console

@@ -17,11 +17,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from features import spec as features
-from features import splits
-from features.drift import DriftConfig
-from features.incremental import IncrementalConfig
-from features.joins import JoinConfig
-from features.quality import QualityConfig
+from features.reading.joins import JoinConfig
+from features.storage import splits
+from features.storage.drift import DriftConfig
+from features.storage.incremental import IncrementalConfig
+from features.storage.quality import QualityConfig
 from pipelines.config import DataConfig, ExperimentConfig, Gate, PromoteConfig, SliceBound, TrackingConfig
 from recsys.embeddings import EmbeddingConfig
 from recsys.embeddings.config import ChunksConfig, ExactConfig, HotConfig

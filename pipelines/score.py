@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from features.errors import ArtifactError, ConfigError, DataError, list_names
 from features.frames import first_line, iterate
-from features.sources import scan
+from features.reading.sources import scan
 from pipelines.console import Console
 from recsys.serving.registry import Registry, is_model_uri
 from recsys.serving.scorer import Scorer

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from features.errors import ArtifactError, ConfigError, UndefinedMetricError
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from pipelines.allocation import Allocation, write_allocation
 from pipelines.config import ExperimentConfig, with_allocation
 from pipelines.console import Console, Task

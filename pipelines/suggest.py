@@ -12,8 +12,8 @@ import polars as pl
 
 from features.ops.ngrams import Ngrams
 from features.ops.time import DAY, HOUR
-from features.profile import ColumnProfile, Profile
-from features.roles import Roles, is_time, unit_of, words_of
+from features.profiling.profile import ColumnProfile, Profile
+from features.profiling.roles import Roles, is_time, unit_of, words_of
 from features.spec import NgramsFeature, RecencyFeature
 from recsys.embeddings import EmbeddingConfig
 from recsys.evaluation.single_column import Power

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from features.errors import ConfigError, list_names
-from features.store import Store
+from features.storage.store import Store
 from pipelines.config import ExperimentConfig
 from pipelines.warm_start import changed_features, load_model
 from recsys.training.teacher import Teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from features.errors import ConfigError
-from features.store import Store
+from features.storage.store import Store
 from pipelines.console import Console, bytes_text
 from recsys.models import CTRModel
 from recsys.search.thresholds import compact_by_thresholds

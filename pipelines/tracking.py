@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from features.store import Store
+from features.storage.store import Store
 from pipelines.config import ExperimentConfig
 from pipelines.workspace import Run
 from recsys.serving.registry import Registry

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from features.errors import ArtifactError, UndefinedMetricError
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from pipelines.calibrate import calibrate, check_calibration
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console, bytes_text

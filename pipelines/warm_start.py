@@ -7,10 +7,10 @@ from typing import Any
 
 from features.errors import list_names
 from features.layout import Layout
-from features.loader import Loader
-from features.relayout import missing_features, relayout
+from features.loading.loader import Loader
+from features.loading.relayout import missing_features, relayout
 from features.spec import CrossFeature, FeatureSpec
-from features.store import Store
+from features.storage.store import Store
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console
 from recsys.evaluation.metrics import evaluate

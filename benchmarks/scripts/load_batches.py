@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from benchmarks.scripts.peak_memory import PeakMemory
 from features.recipes import RECIPES
 from features.recipes.criteo import CATEGORIES, INTEGERS
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 
 HASHED_SIZE = 2**20

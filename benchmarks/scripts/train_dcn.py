@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.torch_table import TorchTable
 from recsys.models import CTRModel, ModelConfig

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.sharded import ShardedTable
 from recsys.models import CTRModel, ModelConfig

@@ -9,8 +9,8 @@ import polars as pl
 
 from features.errors import DataError
 from features.frames import first_line, require_column, schema_of
+from features.reading.sources import scan
 from features.recipes.base import find_data, require_file
-from features.sources import scan
 from features.validation import Strict, validate
 
 INTEGERS = [f"I{number}" for number in range(1, 14)]

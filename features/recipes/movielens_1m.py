@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from features.errors import DataError
+from features.reading.sources import scan
 from features.recipes.base import find_data, integers, require_file
-from features.sources import scan
 from features.validation import Strict, validate
 
 _HOW_TO_GET = "Download ml-1m.zip from https://grouplens.org/datasets/movielens/1m/ and unpack it."

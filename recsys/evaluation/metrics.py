@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from features.drift import psi
 from features.errors import UndefinedMetricError
+from features.storage.drift import psi
 from recsys.evaluation.auc import delong, group_auc, tied
 from recsys.evaluation.calibration import brier_parts, ece_interval, expected_calibration_error, reliability_curve
 from recsys.evaluation.intervals import (

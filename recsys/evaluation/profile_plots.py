@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from features.profile import ColumnProfile
+from features.profiling.profile import ColumnProfile
 from recsys.evaluation.plots import Picture, Theme, legend, picture, short_name
 from recsys.evaluation.single_column import Rate
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from features.bins import bins_of
 from features.errors import UndefinedMetricError
 from features.ops.text import TRUE
-from features.profile import ColumnProfile
+from features.profiling.bins import bins_of
+from features.profiling.profile import ColumnProfile
 from recsys.evaluation.metrics import auc
 
 SUSPICIOUS_AUC = 0.95

@@ -25,7 +25,7 @@ from recsys.search.space import SearchSpace
 from recsys.training import Predictions
 
 if TYPE_CHECKING:
-    from features.loader import Loader
+    from features.loading.loader import Loader
 
 METRICS: dict[str, Callable[..., float]] = {"auc": auc, "logloss": lambda *rows: -logloss(*rows)}
 """Fitness by name; higher is better."""

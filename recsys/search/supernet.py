@@ -26,7 +26,7 @@ from recsys.training.teacher import distilled
 from recsys.training.trainer import weighted_loss
 
 if TYPE_CHECKING:
-    from features.loader import Loader
+    from features.loading.loader import Loader
 
 MONITORED = 3
 """Random allocations on which a supernet is validated, beside the full one."""

@@ -37,7 +37,7 @@ from recsys.training.teacher import Teacher
 from recsys.training.trainer import TrainResult
 
 if TYPE_CHECKING:
-    from features.loader import Loader
+    from features.loading.loader import Loader
 
 DECAY = 0.99
 """A step, of the mean square of what is read."""

@@ -30,7 +30,7 @@ from recsys.training.trainer import Trainer
 from recsys.versions import check_versions
 
 if TYPE_CHECKING:
-    from features.loader import Loader
+    from features.loading.loader import Loader
 
 
 class DistributedTrainer(Trainer):

@@ -10,7 +10,7 @@ from torch import Tensor
 from features.batch import Batch
 from features.errors import ConfigError, list_names
 from features.layout import Layout
-from features.relayout import missing_features, relayout
+from features.loading.relayout import missing_features, relayout
 from recsys.models.ctr import CTRModel
 
 

@@ -32,7 +32,7 @@ from recsys.training.prediction import Predictions, predict
 from recsys.training.teacher import Teacher
 
 if TYPE_CHECKING:
-    from features.loader import Loader
+    from features.loading.loader import Loader
 
 
 @dataclass

@@ -15,7 +15,7 @@ from features.layout import Layout
 from features.pipeline import FeaturePipeline
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
-from features.store import Store
+from features.storage.store import Store
 from features.validation import validate
 
 

@@ -23,8 +23,8 @@ from benchmarks.quality_per_byte import (
 )
 from features.layout import Layout
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import build_store
 from features.validation import validate
 
 CRITEO_SIZES = (560, 515, 50504, 27127, 141, 12, 8167, 264, 3, 12598, 3932, 46202, 2878, 26, 5511, 38265, 10, 2689)

@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
-from features.input_files import gather, input_files
 from features.pipeline import FeaturePipeline
-from features.quality import QualityConfig
-from features.sources import scan
+from features.reading.input_files import gather, input_files
+from features.reading.sources import scan
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import QUARANTINE, Store, build_store
+from features.storage.quality import QualityConfig
+from features.storage.splits import RandomSplit
+from features.storage.store import QUARANTINE, Store, build_store
 from features.validation import validate
 
 ROWS = 300

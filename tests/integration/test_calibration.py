@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.evaluation.metrics import logloss
 from recsys.serving.bundle import load_bundle
 from recsys.serving.calibration import fit_calibration

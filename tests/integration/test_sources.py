@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from features.store import Store
+from features.storage.store import Store
 
 
 def test_partitioned_logs_with_side_tables(world: Any, recsys: Callable[..., Any]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings.sharded import torchrec_available
 from recsys.serving.bundle import load_bundle
 from recsys.training import predict

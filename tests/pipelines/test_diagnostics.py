@@ -11,8 +11,8 @@ import pytest
 
 from features.errors import ArtifactError, DataError
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 from pipelines.diagnostics import data_sample, split_sample
 from pipelines.table_page import summary, table_page

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from features.errors import ArtifactError, ConfigError, DataError
-from features.store import build_store
+from features.storage.store import build_store
 from pipelines.config import ExperimentConfig, config_from
 from pipelines.console import Console
 from pipelines.prepare import dropped_of, open_store, prepare

@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.engines.ray import RayEngine
 from features.errors import DataError
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import build_store
+from features.storage.engines.ray import RayEngine
+from features.storage.splits import RandomSplit
+from features.storage.store import build_store
 from features.validation import validate
 from pipelines.config import config_from
 from pipelines.console import Console

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import chi2
 
-from features.drift import psi
+from features.storage.drift import psi
 from recsys.evaluation.online.config import AlarmConfig
 from recsys.evaluation.online.reference import PREDICTION, Reference, watched
 from recsys.evaluation.online.signals import CALIBRATION, SLOPE, block_means, signals

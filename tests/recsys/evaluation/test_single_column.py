@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.profile import profile_of
+from features.profiling.profile import profile_of
 from recsys.evaluation.single_column import label_of, power_of
 
 ROWS = 8000

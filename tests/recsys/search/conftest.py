@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 from tests.recsys.training.conftest import SPEC, events
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from features.batch import Batch
 from features.errors import ArtifactError
 from features.layout import Layout
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig
 from recsys.search.config import RecipeName, SupernetConfig

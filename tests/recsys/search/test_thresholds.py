@@ -13,10 +13,10 @@ import torch
 
 from features.errors import ArtifactError, ConfigError
 from features.fingerprint import fingerprint
-from features.loader import Loader
+from features.loading.loader import Loader
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import Store, build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig

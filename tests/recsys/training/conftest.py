@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from features.spec import FeatureSpec
-from features.splits import RandomSplit
-from features.store import build_store
+from features.storage.splits import RandomSplit
+from features.storage.store import build_store
 from features.validation import validate
 
 SPEC = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import ModelConfig
 from recsys.processes import joined, leave

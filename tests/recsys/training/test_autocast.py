@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from features.errors import ConfigError
-from features.store import Store
+from features.storage.store import Store
 from recsys.models.ctr import CTRModel
 from recsys.training import Trainer
 from recsys.training.trainer import weighted_loss

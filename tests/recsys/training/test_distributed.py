@@ -21,8 +21,8 @@ import torch
 from benchmarks.distributed import largest_difference, run_cases
 from benchmarks.scripts.train_distributed import train
 from features.errors import ArtifactError, ConfigError
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.sharded import torchrec_available
 from recsys.evaluation.metrics import evaluate

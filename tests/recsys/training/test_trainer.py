@@ -19,8 +19,8 @@ import torch
 
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings.fbgemm_table import FbgemmTable
 from recsys.embeddings.kernel import KernelName, is_installed
 from recsys.embeddings.numba_table import NumbaTable

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from features.errors import RecsysError
-from features.loader import Loader
-from features.store import Store
+from features.loading.loader import Loader
+from features.storage.store import Store
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, TrainResult

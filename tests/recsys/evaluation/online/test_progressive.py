@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from features.batch import Batch
-from features.loader import Loader
+from features.loading.loader import Loader
 from features.spec import FeatureSpec
-from features.splits import TimeSplit
-from features.store import Store, build_store
+from features.storage.splits import TimeSplit
+from features.storage.store import Store, build_store
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.evaluation.metrics import evaluate

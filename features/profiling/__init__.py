@@ -1,0 +1,1 @@
+"""What the columns of a source hold, in one pass and bounded memory."""
