@@ -21,7 +21,14 @@ from recsys.embeddings.torch_table import TorchTable
 from recsys.models import CTRModel, ModelConfig
 from recsys.training import TrainConfig, Trainer, TrainResult
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::addmv_", "mkldnn::_linear_pointwise")
+PRODUCTS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::addmv_",
+    "mkldnn::_linear_pointwise",
+    "aten::convolution_backward",  # the gradients of the weights (recsys.models.linear)
+)
 TABLE = ("table lookup", "table update")
 
 

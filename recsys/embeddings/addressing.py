@@ -1,4 +1,4 @@
-"""From a 64-bit fingerprint to rows of the table, with integer torch operations only.
+"""From a 64-bit fingerprint to rows of the table, with integer torch operations only; or in one compiled call.
 
 `row = base + range_reduce(mix64(fingerprint ^ salt(feature name, chunk)), span)`.  The salt comes from the
 feature's name, so the rows of one feature do not depend on which other features there are, nor on their order.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
@@ -105,12 +106,36 @@ class Lookup:
     """Rows of the ids that own a slot at present, sought first."""
 
 
+COLUMN, SALT, BASE, SPAN, CHUNK, KIND, START, SIZE, OWN, CHUNKS = range(10)
+"""What a compiled call is told of a lookup: the numbers of `Lookup` and of its `Segment`, if it has one."""
+TOLD = 10
+HASHED, EXACT, HOT = range(3)
+"""KIND: where a lookup seeks rows of its own first."""
+
+
+def _told(x: Lookup, hash_seed: int) -> list[int]:
+    if x.exact and x.hot:
+        raise ValueError(f"{x.feature} has rows of its own in two regions")
+    kind, own = (EXACT, x.exact) if x.exact else (HOT, x.hot) if x.hot else (HASHED, Segment(0, 0, 0, 0))
+    assert own is not None
+    seed = salt(x.feature, x.chunk, hash_seed) % 2**64
+    return [x.column, seed, x.base, x.span, x.chunk, kind, own.start, own.size, own.base, own.chunks]
+
+
 class Addresser(nn.Module):
     """Turns columns of fingerprints into rows, for a fixed list of lookups.
 
     Args:
         lookups: the lookups, in output order; a feature's chunks follow one another from 0.
         hash_seed: another seed is another draw of all hashes.
+        compiled: whether columns in the CPU's memory go through one call compiled by numba, to the same rows: twenty
+            passes over [n, lookups] less.
+
+    Attributes:
+        lookups: [L, 10] uint64, the lookups as `numba_lookup` is told of them.
+
+    Raises:
+        ValueError: a lookup has rows of its own in both the exact and the hot region.
     """
 
     _columns: Tensor
@@ -118,12 +143,14 @@ class Addresser(nn.Module):
     _base: Tensor
     _span: Tensor
 
-    def __init__(self, lookups: list[Lookup], hash_seed: int = 0) -> None:
+    def __init__(self, lookups: list[Lookup], hash_seed: int = 0, *, compiled: bool = False) -> None:
         super().__init__()
+        self.lookups = np.array([_told(x, hash_seed) for x in lookups], np.uint64).reshape(-1, TOLD)
+        self._compiled = compiled
         self.columns = [lookup.column for lookup in lookups]
         self._identity = self.columns == list(range(len(lookups)))
         self.register_buffer("_columns", _int64(self.columns), persistent=False)
-        self.register_buffer("_salts", _int64([salt(x.feature, x.chunk, hash_seed) for x in lookups]), persistent=False)
+        self.register_buffer("_salts", torch.from_numpy(self.lookups[:, SALT].astype(np.int64)), persistent=False)
         self.register_buffer("_base", _int64([x.base for x in lookups]), persistent=False)
         self.register_buffer("_span", _int64([x.span for x in lookups]), persistent=False)
         self._all_at_zero = all(x.base == 0 for x in lookups)
@@ -143,6 +170,10 @@ class Addresser(nn.Module):
         Returns:
             [n, lookups] int32 rows of the table.
         """
+        if self._compiled and values.device.type == "cpu":
+            from recsys.embeddings.numba_lookup import rows_of
+
+            return rows_of(self.lookups, values, exact_keys, hot_keys, kept)
         x = values if self._identity and values.shape[1] == len(self.columns) else values.index_select(1, self._columns)
         hashes = mix64(x ^ self._salts)
         rows = range_reduce(hashes, self._span)

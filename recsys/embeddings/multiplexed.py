@@ -56,11 +56,13 @@ class MultiplexedEmbedding(nn.Module):
         self.singles = [f for f in plan.features if not f.bag]
         self.bags = [f for f in plan.features if f.bag]
         self.single_lookups = sum(f.chunks for f in self.singles)
-        self.address = Addresser([x for i, f in enumerate(self.singles) for x in _lookups(f, i)], plan.hash_seed)
-        self.address_bags = nn.ModuleList(Addresser(_lookups(f, 0), plan.hash_seed) for f in self.bags)
         if table is None:
             table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format)
         self.table: Table = table
+        singles = [x for i, f in enumerate(self.singles) for x in _lookups(f, i)]
+        self.address = Addresser(singles, plan.hash_seed, compiled=table.compiled)
+        bags = [_lookups(f, 0) for f in self.bags]
+        self.address_bags = nn.ModuleList(Addresser(x, plan.hash_seed, compiled=table.compiled) for x in bags)
         if plan.hot_slots and not isinstance(self.table, TorchTable):
             raise ConfigError(
                 "the hot region needs the gradient of every lookup, which the fbgemm kernel keeps to itself",
@@ -118,7 +120,7 @@ class MultiplexedEmbedding(nn.Module):
     def rows_of(self, feature: str, fingerprints: Tensor) -> Tensor:
         """The rows [n, chunks] int32 that values [n] int64 of one feature read."""
         f = next(f for f in self.plan.features if f.name == feature)
-        address = Addresser(_lookups(f, 0), self.plan.hash_seed)
+        address = Addresser(_lookups(f, 0), self.plan.hash_seed, compiled=self.table.compiled)
         return cast(Tensor, address(fingerprints.unsqueeze(1), self.exact_keys, self.hot_keys, self.kept))
 
     def indices(self) -> dict[str, Tensor]:

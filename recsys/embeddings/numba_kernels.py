@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
@@ -32,6 +34,16 @@ _AT_ONCE = np.uint64(8)
 _HEADROOM = np.float32(HEADROOM)
 _SHRINK_BELOW = np.float32(SHRINK_BELOW)
 _ONE, _TWO = np.uint64(1), np.uint64(2)
+_LOOKUPS_A_WORKER = 4096
+"""Fewer are not worth another thread."""
+_MOST_WORKERS = numba.get_num_threads()
+
+
+def workers_for(lookups: int) -> int:
+    """The parts to divide so many lookups into, of which each gets a thread."""
+    workers = min(torch.get_num_threads(), _MOST_WORKERS, lookups // _LOOKUPS_A_WORKER + 1)
+    numba.set_num_threads(workers)
+    return workers
 
 
 @intrinsic

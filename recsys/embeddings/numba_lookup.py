@@ -1,8 +1,8 @@
-"""The compiled lookup of serving (numba): fingerprints and numbers of a few examples -> what the network reads.
+"""Compiled lookups (numba): `address`, from fingerprints to rows, and `look_up`, to what the network reads.
 
-Addressing, gather, decoding and pooling in one call.  Done with torch operations, they take thirty of them, each of
-which costs more than the work for a single example.  The rows are those of `addressing.Addresser`, the values those of
-the table's own format, bit for bit; one thread does it all.
+Done with torch operations, addressing takes twenty passes over the rows of a batch, and a lookup thirty operations,
+each of which costs more than the work for a single example.  The rows are those of `addressing.Addresser`, the values
+those of the table's own format, bit for bit.  `look_up` is for serving: one thread does it all.
 """
 
 from __future__ import annotations
@@ -10,17 +10,32 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
+from torch import Tensor
 
-from recsys.embeddings.addressing import NO_OWNER, WAYS
-from recsys.embeddings.numba_kernels import decode, prefetch_row
-
-COLUMN, SALT, BASE, SPAN, CHUNK, KIND, START, SIZE, OWN, CHUNKS = range(10)
-"""What is told of a lookup: which column or bag it reads, then as in `addressing.Lookup` and `addressing.Segment`."""
-HASHED, EXACT, HOT = range(3)
-"""Where a lookup seeks rows of its own first."""
+from recsys.embeddings.addressing import (
+    BASE,
+    CHUNK,
+    CHUNKS,
+    COLUMN,
+    EXACT,
+    HASHED,
+    HOT,
+    KIND,
+    NO_OWNER,
+    OWN,
+    SALT,
+    SIZE,
+    SPAN,
+    START,
+    TOLD,
+    WAYS,
+)
+from recsys.embeddings.kept import WORD, KeptRows
+from recsys.embeddings.numba_kernels import decode, prefetch_row, workers_for
 
 _COMPILE = {"nogil": True, "error_model": "numpy", "cache": True}
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -28,9 +43,95 @@ _WAYS = np.uint64(WAYS)
 _NO_OWNER = np.int64(NO_OWNER)
 _LOW32 = np.uint64(0xFFFFFFFF)
 _ONE, _SIX, _31, _32 = np.uint64(1), np.uint64(6), np.uint64(31), np.uint64(32)
-_4, _8, _LOOKUP_BYTES = np.uint64(4), np.uint64(8), np.uint64(80)
+_4, _8, _LOOKUP_BYTES = np.uint64(4), np.uint64(8), np.uint64(8 * TOLD)
 _PAIRS, _NIBBLES = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
 _BYTES, _ONES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
+_NO_WORDS, _NO_COUNTS = np.empty(0, np.int64), np.empty(0, np.int32)
+
+
+def rows_of(lookups: np.ndarray, values: Tensor, exact_keys: Tensor, hot_keys: Tensor, kept: KeptRows | None) -> Tensor:
+    """Rows of every lookup, as `addressing.Addresser` gives them.
+
+    Args:
+        lookups: [L, 10] uint64, `Addresser.lookups`.
+        values: [n, columns] int64 fingerprints.
+        exact_keys: [K] int32 or int64, the exact index.
+        hot_keys: [S] int32, the hot index.
+        kept: where the hashed rows lie that pruning left.
+
+    Returns:
+        [n, L] int32.
+
+    Raises:
+        IndexError: a lookup leads outside of the columns or of an index; the kernel itself looks at no bounds.
+    """
+    columns, words, before, left = values.shape[1], _NO_WORDS, _NO_COUNTS, 0
+    entries = {EXACT: len(exact_keys), HOT: len(hot_keys)}
+    for kind, size in entries.items():
+        own = lookups[lookups[:, KIND] == kind]
+        if len(own) and (own[:, START] + own[:, SIZE]).max() > size:
+            raise IndexError(f"the index has {size} entries, fewer than its segments")
+    if len(lookups) and lookups[:, COLUMN].max() >= columns:
+        raise IndexError(f"{columns} columns, fewer than the lookups read")
+    if kept is not None:
+        words, before, left = kept.words.numpy(), kept.before.numpy(), kept.left
+        if len(lookups) and (lookups[:, BASE] + lookups[:, SPAN]).max() > len(words) * WORD:
+            raise IndexError("ids hash to rows that the index of kept rows does not have")
+    out = torch.empty(len(values), len(lookups), dtype=torch.int32)
+    address(
+        lookups,
+        exact_keys.numpy(),
+        hot_keys.numpy(),
+        words,
+        before,
+        left,
+        values.contiguous().numpy(),
+        out.numpy(),
+        workers_for(out.numel()),
+    )
+    return out
+
+
+@njit(parallel=True, **_COMPILE)
+def address(
+    lookups: Any,
+    exact_keys: Any,
+    hot_keys: Any,
+    kept_words: Any,
+    kept_before: Any,
+    left: Any,
+    values: Any,
+    out: Any,
+    workers: Any,
+) -> None:
+    """Writes the rows of every lookup.
+
+    Args:
+        lookups: [L, 10] uint64; a feature's chunks follow one another from 0.
+        exact_keys: [K] int32 or int64, the exact index.
+        hot_keys: [S] int32, the hot index.
+        kept_words: [W] int64, the bitmap of the rows that pruning left; empty if all are.
+        kept_before: [W] int32.
+        left: how many rows pruning left.
+        values: [n, columns] int64.
+        out: [n, L] int32, written.
+        workers: parts the work is divided into.
+    """
+    n = len(values)
+    lookups_at = np.uint64(lookups.ctypes.data)
+    exact_at, hot_at = np.uint64(exact_keys.ctypes.data), np.uint64(hot_keys.ctypes.data)
+    words_at = np.uint64(kept_words.ctypes.data) if len(kept_words) else np.uint64(0)
+    before_at, wide = np.uint64(kept_before.ctypes.data), exact_keys.itemsize == 8
+    for worker in prange(workers):
+        for b in range(n * worker // workers, n * (worker + 1) // workers):
+            place, hit = np.uint64(0), False
+            for i in range(len(lookups)):
+                fingerprint = np.uint64(values[b, lookups[i, COLUMN]])
+                lookup = lookups_at + np.uint64(i) * _LOOKUP_BYTES
+                row, place, hit = _row(
+                    fingerprint, lookup, place, hit, exact_at, wide, hot_at, words_at, before_at, np.uint64(left)
+                )
+                out[b, i] = np.int32(row)
 
 
 @njit(**_COMPILE)

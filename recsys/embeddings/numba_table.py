@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,9 +24,6 @@ _OPTIMIZERS = {
     "rmsprop": kernels.RMSPROP,
     "rowwise_rmsprop": kernels.RMSPROP,
 }
-_LOOKUPS_A_WORKER = 4096
-"""Fewer are not worth another thread."""
-_MOST_WORKERS = numba.get_num_threads()
 _NO_ROWS, _NO_STEPS = np.empty((0, 1), np.float32), np.empty(0, np.int32)
 
 
@@ -38,13 +34,15 @@ class NumbaTable(TorchTable):
     updates equal but for the order in which a row's squares are summed.
     """
 
+    compiled = True
+
     def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
         super().__init__(rows, width, optimizer, format)
         self._bits = np.uint64(self.format.bits)
 
     def gather(self, rows: Tensor) -> Tensor:
         out = torch.empty(rows.numel(), self.width)
-        workers = _workers(rows.numel())
+        workers = kernels.workers_for(rows.numel())
         kernels.gather(self._weight(), self._bits, rows.contiguous().numpy(), out.numpy(), workers)
         if not self.rounds:
             return out
@@ -84,7 +82,7 @@ class NumbaTable(TorchTable):
             average.last.numpy() if average is not None else _NO_STEPS,
             int(average.steps) if average is not None else 0,
             average.decay if average is not None else 0.0,
-            _workers(len(rows)),
+            kernels.workers_for(len(rows)),
         )
 
     def _weight(self) -> Any:
@@ -101,9 +99,3 @@ def typed(stored: Tensor, format: RowFormat) -> np.ndarray:
     """Stored rows as an array by whose dtype the kernels tell the format; the same memory."""
     array: np.ndarray = stored.view(_VIEWS.get(format.name, torch.uint8)).numpy()
     return array
-
-
-def _workers(lookups: int) -> int:
-    workers = min(torch.get_num_threads(), _MOST_WORKERS, lookups // _LOOKUPS_A_WORKER + 1)
-    numba.set_num_threads(workers)
-    return workers

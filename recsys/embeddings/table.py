@@ -57,6 +57,8 @@ class Table(nn.Module, ABC):
 
     clips = True
     """Whether `gradients` can be had before the step, for clipping by the global norm."""
+    compiled = False
+    """Whether it runs on kernels compiled by numba; addressing then does, too."""
 
     def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
         super().__init__()

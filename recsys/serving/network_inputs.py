@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 
 from features.batch import Batch
 from features.errors import ArtifactError, DataError
 from recsys.embeddings import numba_lookup as kernel
-from recsys.embeddings.addressing import WAYS, salt
+from recsys.embeddings.addressing import COLUMN, TOLD, WAYS, Addresser
 from recsys.embeddings.kept import KeptRows, words_of
 from recsys.embeddings.numba_table import typed
-from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
+from recsys.embeddings.plan import EmbeddingPlan
 from recsys.models.ctr import CTRModel
 
 
@@ -30,15 +32,16 @@ class NetworkInputs:
         check_addresses(plan, embedding.kept)
         self._layout = layout
         self._width = model.network.input_width
-        singles = [x for i, f in enumerate(embedding.singles) for x in _told(f, i, plan)]
-        bags = [x for i, f in enumerate(embedding.bags) for x in _told(f, i, plan)]
+        bags = [cast(Addresser, address).lookups.copy() for address in embedding.address_bags]
+        for number, lookups in enumerate(bags):
+            lookups[:, COLUMN] = number
         kept = embedding.kept
         self._fixed = (
             typed(embedding.table.stored(), embedding.table.format),
             np.uint64(embedding.table.format.bits),
             np.uint64(plan.width),
-            np.array(singles, np.uint64).reshape(-1, 10),
-            np.array(bags, np.uint64).reshape(-1, 10),
+            embedding.address.lookups,
+            np.concatenate([*bags, np.empty((0, TOLD), np.uint64)]),
             np.array([pooling == "mean" for pooling in layout.bag_poolings], bool),
             embedding.exact_keys.numpy(),
             embedding.hot_keys.numpy(),
@@ -120,16 +123,3 @@ def check_addresses(plan: EmbeddingPlan, kept: KeptRows | None) -> None:
                 found=f"{plan.rows:,} rows, {f}",
                 mend="register the model again",
             )
-
-
-def _told(f: FeaturePlan, column: int, plan: EmbeddingPlan) -> list[list[int]]:
-    """The lookups of a feature as the kernel is told of them."""
-    own = [kernel.HASHED, 0, 0, 0]
-    if f.region == "exact" and f.values:
-        own = [kernel.EXACT, f.exact_start, f.values, f.exact_base]
-    elif f.hot_slots:
-        own = [kernel.HOT, f.hot_start, f.hot_slots, f.hot_base]
-    return [
-        [column, salt(f.name, chunk, plan.hash_seed) % 2**64, f.base, f.span, chunk, *own, f.chunks]
-        for chunk in range(f.chunks)
-    ]

@@ -9,7 +9,20 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.embeddings.addressing import Addresser, Lookup, Segment, exact_key, mix64, range_reduce, salt
+from recsys.embeddings.addressing import (
+    NO_OWNER,
+    WAYS,
+    Addresser,
+    Lookup,
+    Segment,
+    exact_key,
+    hot_buckets,
+    hot_key,
+    mix64,
+    range_reduce,
+    salt,
+)
+from recsys.embeddings.kept import KeptRows
 
 MASK = (1 << 64) - 1
 NO_KEYS = torch.empty(0, dtype=torch.int32)
@@ -103,3 +116,58 @@ def test_exact_keys_are_golden() -> None:
         2888359662188344525,
         5398836450791459734,
     ]
+
+
+@st.composite
+def lookups_and_keys(draw: st.DrawFn) -> tuple[list[Lookup], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lookups of features of all kinds, the exact and the hot index, and fingerprints of which many have own rows."""
+    bits, columns = draw(st.sampled_from([32, 64])), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    values = torch.randint(-40, 40, (draw(st.integers(0, 60)), columns), generator=generator)
+    lookups: list[Lookup] = []
+    exact, hot = [torch.empty(0, dtype=torch.int32 if bits == 32 else torch.int64)], [NO_KEYS]
+    for number in range(draw(st.integers(0, 5))):
+        name, chunks = f"f{number}", draw(st.integers(1, 3))
+        kind, size = draw(st.sampled_from(["hashed", "exact", "hot"])), draw(st.integers(1, 30))
+        own: dict[str, Segment] = {}
+        if kind == "exact":
+            keys = torch.sort(exact_key(name, torch.randperm(80, generator=generator)[:size] - 40, bits))[0]
+            own["exact"] = Segment(sum(map(len, exact)), size, 5000, chunks)
+            exact.append(keys)
+        elif kind == "hot":
+            slots = torch.full((size * WAYS,), NO_OWNER, dtype=torch.int32)
+            own["hot"] = Segment(sum(map(len, hot)), len(slots), 9000, chunks)
+            hashes = mix64(torch.arange(-40, 40, 2) ^ salt(name, 0))
+            for bucket, key in zip(hot_buckets(hashes, 0, size)[:, 0].tolist(), hot_key(hashes).tolist(), strict=True):
+                slots[bucket * WAYS + key % WAYS] = key
+            hot.append(slots)
+        column = draw(st.integers(0, columns - 1))
+        span = draw(st.integers(1, 4000))
+        lookups += [Lookup(column, name, chunk, draw(st.integers(0, 50)), span, **own) for chunk in range(chunks)]
+    return lookups, torch.cat(exact), torch.cat(hot), values
+
+
+@given(lookups_and_keys(), st.booleans())
+def test_the_compiled_call_gives_the_rows_of_the_torch_operations(
+    drawn: tuple[list[Lookup], torch.Tensor, torch.Tensor, torch.Tensor], pruned: bool
+) -> None:
+    lookups, exact, hot, values = drawn
+    kept = None
+    if pruned:
+        bits = torch.rand(4051, generator=torch.Generator().manual_seed(1)) < 0.4
+        kept = KeptRows(len(bits), int(bits.sum()))
+        kept.fill(bits)
+    given = values.t().contiguous().t()  # as a view of columns, too
+    rows = Addresser(lookups, 3, compiled=True)(given, exact, hot, kept)
+    assert rows.dtype == torch.int32
+    assert torch.equal(rows, Addresser(lookups, 3)(values, exact, hot, kept))
+
+
+def test_the_compiled_call_leads_outside_of_nothing() -> None:
+    values = torch.zeros(1, 1, dtype=torch.int64)
+    with pytest.raises(IndexError, match="columns"):
+        Addresser([Lookup(1, "f", 0, 0, 9)], compiled=True)(values, NO_KEYS, NO_KEYS)
+    with pytest.raises(IndexError, match="segments"):
+        Addresser([Lookup(0, "f", 0, 0, 9, Segment(0, 3, 0, 1))], compiled=True)(values, NO_KEYS, NO_KEYS)
+    with pytest.raises(IndexError, match="kept"):
+        Addresser([Lookup(0, "f", 0, 0, 99)], compiled=True)(values, NO_KEYS, NO_KEYS, KeptRows(10, 2))

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from recsys.models import linear
-from recsys.models.linear import Linear, thin_product
+from recsys.models.linear import MANY_ROWS, Linear, thin_product
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(1, 3, 16), (128, 180, 192), (1000, 429, 256)])
+@pytest.mark.parametrize("shape", [(1, 3, 16), (128, 180, 192), (1000, 429, 256), (MANY_ROWS, 60, 33)])
 def test_onednn_equals_torch(shape: tuple[int, int, int], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, inputs, outputs = shape
     layer = Linear(inputs, outputs, bias=bias)
