@@ -48,9 +48,7 @@ class Number(FittedOperator):
             value = (value - self.mean) / self.deviation
         if self.quantiles is not None:
             value = value.map_batches(self._places, return_dtype=pl.Float64(), is_elementwise=True)
-        value = pl.when(value > FLOAT32_MAX).then(FLOAT32_MAX).otherwise(value)
-        value = pl.when(value < -FLOAT32_MAX).then(-FLOAT32_MAX).otherwise(value)
-        number = value.fill_null(0.0).cast(pl.Float32)
+        number = value.clip(-FLOAT32_MAX, FLOAT32_MAX).fill_null(0.0).cast(pl.Float32)
         return [number, missing.cast(pl.Float32)] if self.flag else [number]
 
     def problems(self, schema: Schema) -> list[Problem]:
@@ -170,7 +168,8 @@ class Number(FittedOperator):
             value = pl.when(value < self.low).then(self.low).otherwise(value)
         if self.high is not None:
             value = pl.when(value > self.high).then(self.high).otherwise(value)
-        value = pl.when(value.is_infinite()).then(None).otherwise(value)
+        if not dtype.is_integer():  # which is never infinite
+            value = pl.when(value.is_infinite()).then(None).otherwise(value)
         return value if self.log is None else (value + self.log).log()
 
 
@@ -186,7 +185,8 @@ def float_expr(column: str, dtype: pl.DataType) -> pl.Expr:
         return _no_number(column).guard(number_expr(pl.col(column)).fill_nan(None))
     if not (dtype.is_integer() or dtype.is_float()):
         raise wrong_dtype(column, dtype, _EXPECTED, "cast the column to a number before")
-    return pl.col(column).cast(pl.Float64).fill_nan(None)
+    value = pl.col(column).cast(pl.Float64)
+    return value if dtype.is_integer() else value.fill_nan(None)
 
 
 def float_problems(column: str, dtype: pl.DataType) -> list[Problem]:

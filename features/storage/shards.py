@@ -14,16 +14,16 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from features.columns import column_types, record_batch
+from features.columns import column_types
 from features.files import cannot_write, digest_of
 from features.folders import link
 from features.frames import SPLIT_COLUMN, iterate
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
+from features.storage.growing import GrowingShard
 from features.storage.splits import SPLITS
 
 _READ_ROWS = 65_536
-_ROOM = 1 << 20
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
@@ -31,9 +31,6 @@ Progress = Callable[[int], None]
 
 Shards = dict[str, list[dict[str, Any]]]
 """Of each split: path (from the folder of the store), rows, bytes and xxh3-128 of every shard, in order."""
-
-_Buffers = dict[str, np.ndarray]
-"""By column of a fixed width: [rows, width], room for a shard."""
 
 
 def write_shards(
@@ -45,8 +42,7 @@ def write_shards(
 ) -> Shards:
     """Encodes rows and writes them into `folder`.
 
-    Memory holds up to `shard_rows` encoded rows a split, and one shard more: a thread writes it while the next one is
-    filled.
+    Memory holds a piece of some ten thousand rows, whatever `shard_rows` is: shards grow on disk.
 
     Args:
         folder: Gets a folder a split.
@@ -60,17 +56,18 @@ def write_shards(
         ArtifactError: It cannot be written.
     """
     types = column_types(pipeline.layout, labels=True)
+    fixed = [name for name, kind in types.items() if not pa.types.is_large_list(kind)]
     encoded = pipeline.transform(assigned, keep=[SPLIT_COLUMN])
     rows_read = 0
     try:
         with ThreadPoolExecutor(1) as thread:
-            room = _Room(types, shard_rows)
-            writers = {name: _ShardWriter(folder, name, types, room, thread) for name in SPLITS}
+            writers = {name: _ShardWriter(folder, name, types, shard_rows, thread) for name in SPLITS}
             for piece in iterate(encoded, _READ_ROWS):
                 rows_read += piece.height
                 split = piece.get_column(SPLIT_COLUMN)
+                columns = {name: piece.get_column(name).to_numpy().reshape(piece.height, -1) for name in fixed}
                 for name, writer in writers.items():
-                    writer.add(piece, np.flatnonzero(split == name))
+                    writer.add(piece, columns, np.flatnonzero(split == name))
                 if progress is not None:
                     progress(rows_read)
             for writer in writers.values():
@@ -247,99 +244,34 @@ def _name(split: str, number: int) -> str:
     return f"{split}/part-{number:05d}.arrow"
 
 
-class _Room:
-    """Memory for the columns of a fixed width, taken once and used for one shard after the other.
-
-    With a list of pieces in its place, shards would be there twice while they are joined.
-    """
-
-    def __init__(self, types: dict[str, pa.DataType], shard_rows: int) -> None:
-        self.shard_rows = shard_rows
-        self._shapes = {}
-        for name, kind in types.items():
-            if not pa.types.is_large_list(kind):
-                width, plain = (kind.list_size, kind.value_type) if pa.types.is_fixed_size_list(kind) else (1, kind)
-                self._shapes[name] = (width, np.dtype(plain.to_pandas_dtype()))
-        self._free: list[_Buffers] = []
-        self.waiting: Future[dict[str, Any]] | None = None
-        """The shard that is being written."""
-
-    def take(self) -> _Buffers:
-        if self._free:
-            return self._free.pop()
-        rows = min(self.shard_rows, _ROOM)
-        return {name: np.empty((rows, width), dtype) for name, (width, dtype) in self._shapes.items()}
-
-    def give_back(self, buffers: _Buffers) -> None:
-        self._free.append(buffers)
-
-    def extend(self, buffers: _Buffers, filled: int, rows: int) -> None:
-        """Makes room for `rows` rows, of which the first `filled` are kept."""
-        for name, buffer in buffers.items():
-            if rows > len(buffer):
-                larger = np.empty((min(max(rows, 2 * len(buffer)), self.shard_rows), buffer.shape[1]), buffer.dtype)
-                larger[:filled] = buffer[:filled]
-                buffers[name] = larger
-
-
 class _ShardWriter:
-    """Gathers the rows of one split and hands a shard to the writing thread whenever there are enough."""
+    """Gathers the rows of one split, and hands a shard that is full to the finishing thread."""
 
     def __init__(
-        self, folder: Path, split: str, types: dict[str, pa.DataType], room: _Room, thread: ThreadPoolExecutor
+        self, folder: Path, split: str, types: dict[str, pa.DataType], shard_rows: int, thread: ThreadPoolExecutor
     ) -> None:
-        self._folder, self._split, self._types, self._room, self._thread = folder, split, types, room, thread
-        self._height = 0
-        self._fixed: _Buffers = {}
-        self._ragged: dict[str, list[pa.Array]] = {name: [] for name in types if pa.types.is_large_list(types[name])}
-        self._written: list[Future[dict[str, Any]]] = []
+        self._folder, self._split, self._types = folder, split, types
+        self._shard_rows, self._thread = shard_rows, thread
+        self._growing: GrowingShard | None = None
+        self._full: list[Future[dict[str, Any]]] = []
         (folder / split).mkdir(parents=True)
 
-    def add(self, piece: pl.DataFrame, rows: np.ndarray) -> None:
+    def add(self, piece: pl.DataFrame, fixed: dict[str, np.ndarray], rows: np.ndarray) -> None:
         """Adds the rows with these numbers of an encoded piece."""
         while len(rows):
-            here, rows = np.split(rows, [self._room.shard_rows - self._height])
-            self._fixed = self._fixed or self._room.take()
-            self._room.extend(self._fixed, self._height, self._height + len(here))
-            for name, buffer in self._fixed.items():
-                values = piece.get_column(name).to_numpy().reshape(piece.height, -1)
-                values.take(here, axis=0, out=buffer[self._height : self._height + len(here)], mode="clip")
-            if self._ragged:
-                kinds = {name: self._types[name] for name in self._ragged}
-                wanted = np.zeros(piece.height, dtype=bool)
-                wanted[here] = True
-                lists = record_batch(piece.select(list(kinds)).filter(wanted), kinds)
-                for name, arrays in self._ragged.items():
-                    arrays.append(lists.column(name))
-            self._height += len(here)
-            if self._height == self._room.shard_rows:
+            if self._growing is None:
+                self._growing = GrowingShard(self._folder, _name(self._split, len(self._full)), self._types)
+            here, rows = np.split(rows, [self._shard_rows - self._growing.rows])
+            self._growing.append(piece, fixed, here)
+            if self._growing.rows == self._shard_rows:
                 self.flush()
 
     def flush(self) -> None:
-        """Hands over what is gathered; waits for the shard before, of any split, so that memory stays bounded."""
-        if not self._height:
-            return
-        if self._room.waiting is not None:
-            self._room.waiting.result()
-        name = _name(self._split, len(self._written))
-        self._written.append(self._thread.submit(self._write, name, self._height, self._fixed, self._ragged))
-        self._room.waiting = self._written[-1]
-        self._height, self._fixed, self._ragged = 0, {}, {column: [] for column in self._ragged}
+        """Hands over what is gathered."""
+        if self._growing is not None:
+            self._full.append(self._thread.submit(self._growing.finish))
+            self._growing = None
 
     def shards(self) -> list[dict[str, Any]]:
         """What the manifest says of them, once all are written."""
-        return [shard.result() for shard in self._written]
-
-    def _write(self, name: str, rows: int, fixed: _Buffers, ragged: dict[str, list[pa.Array]]) -> dict[str, Any]:
-        arrays = []
-        for column, kind in self._types.items():
-            if column in ragged:
-                arrays.append(pa.concat_arrays(ragged[column]))
-                continue
-            values = pa.array(fixed[column][:rows].reshape(-1))
-            is_list = pa.types.is_fixed_size_list(kind)
-            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=kind) if is_list else values)
-        schema = pa.schema([pa.field(column, kind, nullable=False) for column, kind in self._types.items()])
-        entry = write_shard(self._folder, name, pa.RecordBatch.from_arrays(arrays, schema=schema))
-        self._room.give_back(fixed)
-        return entry
+        return [shard.result() for shard in self._full]

@@ -60,7 +60,7 @@ def build_store(
 
     Everything is written into a temporary folder beside `folder`, which takes its name at the very end: after
     an error nothing is left, but the quarantine if there is too much of it (in `folder`.quarantine). A store that
-    stands there already is replaced. Memory holds up to `shard_rows` encoded rows a split, and one shard more.
+    stands there already is replaced. Memory does not grow with the rows, nor with `shard_rows`.
 
     Args:
         events: One row an event; `__file__` and `__place__`, if they are there, say where it comes from.

@@ -66,12 +66,6 @@ def test_same_input_same_bytes(store, events, spec, tmp_path):
     assert other.digest != store.digest
 
 
-def test_a_shard_that_grows_has_the_same_bytes(store, events, spec, tmp_path, monkeypatch):
-    monkeypatch.setattr("features.storage.shards._ROOM", 7)
-    again = build_store(events.lazy(), spec, RandomSplit(seed=3), tmp_path / "again", shard_rows=230)
-    assert again.digest == store.digest
-
-
 def test_the_source_of_the_frame_changes_no_byte(store, events, spec, tmp_path):
     events.write_parquet(tmp_path / "e.parquet", row_group_size=77)
     lazy = pl.scan_parquet(tmp_path / "e.parquet")
