@@ -15,7 +15,8 @@ import numpy as np
 from features.errors import UndefinedMetricError
 from features.storage.drift import psi
 from recsys.evaluation.auc import delong, group_auc, tied
-from recsys.evaluation.calibration import brier_parts, ece_interval, expected_calibration_error, reliability_curve
+from recsys.evaluation.calibration import brier_parts, expected_calibration_error, reliability_curve
+from recsys.evaluation.ece_interval import ece_interval
 from recsys.evaluation.intervals import (
     LEVEL,
     Interval,
