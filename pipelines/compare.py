@@ -5,37 +5,26 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, list_names
 from features.files import write_json
-from features.fingerprint import NULL_FINGERPRINT, fingerprints
-from features.reading.sources import scan
-from features.spec import FeatureSpec, IdFeature
 from pipelines.console import Console, bytes_text
+from pipelines.evaluate_model import value_names_of
 from pipelines.models import OpenedModel, open_model
 from pipelines.workspace import write_bytes
 from recsys.embeddings.plan import IdCounts
 from recsys.evaluation.compare import RESAMPLES, Comparison
 from recsys.evaluation.compare import compare as compare_scores
-from recsys.evaluation.paired_slices import (
-    MIN_ROWS,
-    MOST_VALUES,
-    SliceComparison,
-    SliceDifference,
-    Slicing,
-    by_frequency,
-    by_value,
-    compare_slices,
-)
+from recsys.evaluation.divisions import Division, divisions_of
+from recsys.evaluation.paired_slices import MIN_ROWS, SliceComparison, SliceDifference, compare_slices
 from recsys.evaluation.plots import Picture, pictures_of
 from recsys.evaluation.report import Figure, Section, cell_text, render_report
 from recsys.evaluation.slice_plots import slices_picture
@@ -46,7 +35,6 @@ EXPERIMENT = "comparisons"
 """Of the MLflow runs."""
 _SHOWN = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "gauc")
 _DRAWN = 4
-_SMALL_INTEGERS = 1000
 _SLICES = 12
 
 
@@ -62,8 +50,8 @@ class Scored:
     weight: np.ndarray | None
     group: np.ndarray | None
     """[N]; None too if rows count one by one."""
-    ids: dict[str, np.ndarray]
-    """[N] fingerprints of the first model's single-valued features."""
+    batch: Batch
+    """The rows as the first model reads them."""
     text: str
     """What the rows are, for people."""
 
@@ -73,9 +61,11 @@ class Scored:
             self.labels, self.scores, weight=self.weight, group=self.group, resamples=resamples, seed=seed
         )
 
-    def by_slices(self, slicings: Sequence[Slicing]) -> SliceComparison:
+    def by_slices(self, divisions: Sequence[Division], min_rows: int) -> SliceComparison:
         """All pairs in all slices."""
-        return compare_slices(self.labels, self.scores, slicings, weight=self.weight, group=self.group)
+        return compare_slices(
+            self.labels, self.scores, divisions, weight=self.weight, group=self.group, min_rows=min_rows
+        )
 
 
 def compare(
@@ -120,9 +110,7 @@ def compare(
     models = _open(names, data, tracking_uri)
     scored = score_all(models, data, split, console, by=by)
     comparison = scored.compare(resamples=resamples, seed=seed)
-    first = next(iter(models.values()))
-    counts = training_counts(first, data, console)
-    slices = scored.by_slices(slicings_of(scored, first.bundle.pipeline.spec, data, counts, min_rows))
+    slices = slices_of(scored, next(iter(models.values())), data, console, min_rows)
     result = comparison_result(models, scored, comparison, slices)
     result["rows_needed"] = None if effect is None else _rows_needed(comparison, effect)
     result["html"] = None if html is None else str(html)
@@ -152,11 +140,11 @@ def score_all(
         DataError: The models do not see the same rows, labels, weights or groups.
     """
     first: tuple[str, Predictions] | None = None
-    ids: list[np.ndarray] = []
+    kept: list[Batch] = []
 
-    def kept(batches: Any) -> Iterator[Batch]:
+    def keep(batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            ids.append(batch.ids.numpy().copy())
+            kept.append(batch)
             yield batch
 
     scores: dict[str, np.ndarray] = {}
@@ -165,7 +153,7 @@ def score_all(
         assert rows is not None  # data is given
         with console.progress(f"scoring with {name}", None) as task:
             found = predict(
-                model.bundle.model, kept(rows.read()) if first is None else rows.read(), model.bundle.calibration
+                model.bundle.model, keep(rows.read()) if first is None else rows.read(), model.bundle.calibration
             )
             task.update(len(found.probabilities))
         if found.labels is None or not len(found.labels):
@@ -178,19 +166,36 @@ def score_all(
     truth = first[1]
     if by == "group" and truth.group is None:
         raise ConfigError("the models know no groups", field="--by", found=by, mend="compare by row")
-    columns = np.concatenate(ids)
     return Scored(
         layout.label_names[0],
         scores,
         np.asarray(truth.labels)[:, 0].astype(np.float64),
         None if truth.weight is None else truth.weight.astype(np.float64),
         None if by == "row" else truth.group,
-        {name: columns[:, place] for place, name in enumerate(layout.id_names)},
+        Batch.cat(kept),
         text,
     )
 
 
-def training_counts(model: OpenedModel, data: str, console: Console) -> IdCounts | None:
+def slices_of(scored: Scored, model: OpenedModel, data: str, console: Console, min_rows: int) -> SliceComparison:
+    """All pairs in the slices that a report has: by value, training frequency, range and day.
+
+    Args:
+        scored: The rows.
+        model: The first one, as which they were read.
+        data: Where they came from.
+        console: Told what slices cannot be made or named, and why.
+        min_rows: Of a slice.
+    """
+    names, note = value_names_of(model.bundle.pipeline, data, model.run)
+    if note is not None:
+        console.note(f"in slices, {note}")
+    counts = _training_counts(model, data, console)
+    divisions = divisions_of(model.bundle.pipeline.layout, scored.batch, counts=counts, names=names)
+    return scored.by_slices(divisions, min_rows)
+
+
+def _training_counts(model: OpenedModel, data: str, console: Console) -> IdCounts | None:
     """How often training saw each id; None, with a word about it, if that cannot be known."""
     try:
         store = model.store(data if Path(data).is_dir() else None)
@@ -201,24 +206,6 @@ def training_counts(model: OpenedModel, data: str, console: Console) -> IdCounts
         console.note("no slices by frequency: give prepared data, or a run first, to tell what training saw how often")
         return None
     return store.id_counts("train")
-
-
-def slicings_of(scored: Scored, spec: FeatureSpec, data: str, counts: IdCounts | None, min_rows: int) -> list[Slicing]:
-    """By the values of every single-valued feature, and by frequency where it has more than a few.
-
-    Args:
-        scored: The rows.
-        spec: Of the first model.
-        data: Raw rows, which name the values; in prepared data only small integers can be named.
-        counts: How often training saw each id.
-        min_rows: Of a slice.
-    """
-    slicings, texts = [], _texts(spec, data)
-    for name, ids in scored.ids.items():
-        slicings.append(by_value(name, ids, texts.get(name), min_rows=min_rows))
-        if counts is not None and len(counts[name][0]) > MOST_VALUES:
-            slicings.append(by_frequency(name, ids, counts[name], min_rows=min_rows))
-    return slicings
 
 
 def comparison_result(
@@ -328,24 +315,6 @@ def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
 
 
-def _texts(spec: FeatureSpec, data: str) -> dict[str, dict[int, str]]:
-    """By feature what stands behind the fingerprints of frequent values; whole numbers are known without looking."""
-    texts = [str(number) for number in range(_SMALL_INTEGERS)]
-    common = {NULL_FINGERPRINT: "missing", **dict(zip(fingerprints(texts), texts, strict=True))}
-    found = {feature.name: dict(common) for feature in spec.features}
-    if Path(data).is_dir():
-        return found
-    frame = scan(data)
-    have = frame.collect_schema().names()
-    for feature in spec.features:
-        if isinstance(feature, IdFeature) and feature.column in have:
-            value = pl.col(feature.column).cast(pl.String)
-            top = frame.group_by(value.alias("value")).len().top_k(MOST_VALUES, by="len").drop_nulls().collect()
-            seen = top["value"].to_list()
-            found[feature.name] |= dict(zip(fingerprints(seen), seen, strict=True))
-    return found
-
-
 def _rows_needed(comparison: Comparison, effect: float) -> list[dict[str, Any]]:
     return [
         {"metric": d.metric, "a": d.a, "b": d.b, "effect": effect, "rows": d.rows_needed(effect, comparison.rows)}
@@ -375,7 +344,7 @@ def _difference_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _slice_row(entry: SliceDifference) -> dict[str, Any]:
     return {
-        "slice": f"{entry.slicing}: {entry.value}",
+        "slice": entry.name,
         "rows": entry.rows,
         "base_rate": entry.base_rate,
         "a": entry.a,

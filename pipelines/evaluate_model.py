@@ -11,6 +11,7 @@ from typing import Any
 
 from features.errors import ConfigError, RecsysError
 from features.files import write_json
+from features.pipeline import FeaturePipeline
 from features.reading.sources import scan
 from features.storage.store import Store
 from features.value_names import ValueNames
@@ -67,7 +68,8 @@ def evaluate_model(
     assert rows is not None  # data is given
     bundle = opened.bundle
     training = _training_of(opened, source)
-    names, limits = _names(opened, source, training)
+    names, note = value_names_of(bundle.pipeline, source, training.run)
+    limits = [] if note is None else [f"In slices, {note}."]
     found = measure(
         bundle.model,
         rows.read(),
@@ -185,16 +187,23 @@ def _run_above(bundle: Path) -> Run | None:
         return None
 
 
-def _names(opened: OpenedModel, source: str, training: _Training) -> tuple[ValueNames, list[str]]:
-    pipeline = opened.bundle.pipeline
+def value_names_of(pipeline: FeaturePipeline, source: str, run: Run | None) -> tuple[ValueNames, str | None]:
+    """Names of values from raw rows: those that are looked at, or for prepared data those of the model's run.
+
+    Args:
+        pipeline: That of the model.
+        source: A folder of prepared data, or a file or glob of raw rows.
+        run: Of the model, where it is known.
+
+    Returns:
+        As `names_from` has it.
+    """
     if not Path(source).is_dir():
-        names, note = names_from(pipeline, lambda: scan(source))
-    elif training.run is not None:
-        config = load_config(training.run.folder / "config.yaml")
-        names, note = names_from(pipeline, lambda: raw_events(config))
-    else:
-        names, note = names_from(pipeline, _nowhere)
-    return names, [] if note is None else [f"In slices, {note}."]
+        return names_from(pipeline, lambda: scan(source))
+    if run is not None:
+        config = load_config(run.folder / "config.yaml")
+        return names_from(pipeline, lambda: raw_events(config))
+    return names_from(pipeline, _nowhere)
 
 
 def _nowhere() -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 
 from features.errors import ArtifactError, ConfigError
 from features.files import read_json, write_json
-from pipelines.compare import Scored, comparison_page, comparison_result, score_all, slicings_of, training_counts
+from pipelines.compare import Scored, comparison_page, comparison_result, score_all, slices_of
 from pipelines.config import PromoteConfig, SliceBound, load_config
 from pipelines.console import Console
 from pipelines.evaluate import check_gates
@@ -240,8 +240,7 @@ def _judge(
         slices = SliceComparison((), {})
         min_rows = conditions.slices.min_rows if conditions.slices else None
         if min_rows is not None:
-            counts = training_counts(model, data, console)
-            slices = scored.by_slices(slicings_of(scored, model.bundle.pipeline.spec, data, counts, min_rows))
+            slices = slices_of(scored, model, data, console, min_rows)
         rows += check_against(conditions, comparison, slices, candidate, others[0])
         compared = comparison_result(opened, scored, comparison, slices)
         page = comparison_page(compared, scored, slices)
@@ -346,7 +345,7 @@ def _slices_condition(bound: SliceBound, slices: SliceComparison) -> dict[str, A
         "condition": "no slice worse",
         "value": None
         if worst is None
-        else f"{worst.slicing}: {worst.value}, logloss up by {worst.difference:.5g} on {worst.rows:,} rows",
+        else f"{worst.name}, logloss up by {worst.difference:.5g} on {worst.rows:,} rows",
         "bound": f"up by {bound.max_worse:g} at most, of {len(slices.slices):,} slices",
         "met": worst is None or worst.difference <= bound.max_worse,
     }

@@ -9,6 +9,7 @@ common.  The same seed gives the same interval.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -81,6 +82,31 @@ def bootstrap(
     return _interval(figure(own), of_many, units, rows, replicates, seed, kind, level, group is not None)
 
 
+def resampled_sums(columns: np.ndarray, replicates: int, seed: int, group: np.ndarray | None = None) -> np.ndarray:
+    """Sums of columns over units drawn with replacement, from which ratios and differences of sums can be made.
+
+    Args:
+        columns: [N, K] what each row adds.
+        replicates: how many resamples.
+        seed: of the draws; the resamples are those of `bootstrap` with the same seed.
+        group: [N] keys: whole groups are drawn, as many as there are.
+
+    Returns:
+        [replicates, K].
+
+    >>> resampled_sums(np.array([[1.0], [1.0]]), 3, seed=0).tolist()
+    [[2.0], [2.0], [2.0]]
+    """
+    per_unit = _of_units(columns, group)
+    return np.concatenate([draws @ per_unit for draws in _draws(len(per_unit), replicates, seed)])
+
+
+def percentile_interval(value: float, draws: np.ndarray, level: float, method: str) -> Interval:
+    """The middle share `level` of a figure's resamples, all of them finite."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), level, method, float(draws.std(ddof=1)))
+
+
 def bootstrap_sums(
     figure: Callable[[np.ndarray], np.ndarray],
     columns: np.ndarray,
@@ -112,10 +138,7 @@ def bootstrap_sums(
     >>> round(found.value, 3), found.low < 0.9 < found.high
     (0.9, True)
     """
-    codes, units = _units(len(columns), group)
-    per_unit = np.asarray(columns, dtype=np.float64)
-    if group is not None:
-        per_unit = np.stack([np.bincount(codes, column, units) for column in per_unit.T], 1)
+    per_unit = _of_units(columns, group)
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(figure(per_unit.sum(0)))
         if not np.isfinite(value):
@@ -123,7 +146,7 @@ def bootstrap_sums(
         return _interval(
             value,
             lambda draws: np.asarray(figure(draws @ per_unit)),
-            units,
+            len(per_unit),
             len(columns),
             replicates,
             seed,
@@ -179,6 +202,15 @@ def _units(rows: int, group: np.ndarray | None) -> tuple[np.ndarray, int]:
     return (np.arange(rows), rows) if group is None else group_codes(group)
 
 
+def _of_units(columns: np.ndarray, group: np.ndarray | None) -> np.ndarray:
+    """[U, K] sums over each unit."""
+    rows = np.asarray(columns, dtype=np.float64)
+    if group is None:
+        return rows
+    codes, units = group_codes(group)
+    return np.stack([np.bincount(codes, column, units) for column in rows.T], 1)
+
+
 def _draws(units: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
     """[R, U] how often each unit is drawn, some resamples at a time; a resample depends on seed and number alone."""
     chunk = max(1, _AT_ONCE // units)
@@ -210,17 +242,16 @@ def _interval(
     if len(found) < 0.95 * replicates:
         missing = replicates - len(found)
         raise UndefinedMetricError(f"the figure does not exist on {missing} of {replicates} resamples")
-    tail = (1 - level) / 2
-    shares = np.array([tail, 1 - tail])
-    if kind == "bca":
-        shares = _bca_shares(value, found, of_many, units, shares)
-    low, high = np.quantile(found, shares)
     method = f"{kind} bootstrap by {name}"
-    return Interval(value, float(low), float(high), level, method, float(found.std(ddof=1)))
+    plain = percentile_interval(value, found, level, method)
+    if kind == "percentile":
+        return plain
+    low, high = np.quantile(found, _bca_shares(value, found, of_many, units, level))
+    return replace(plain, low=float(low), high=float(high))
 
 
 def _bca_shares(
-    value: float, found: np.ndarray, of_many: Callable[[np.ndarray], np.ndarray], units: int, shares: np.ndarray
+    value: float, found: np.ndarray, of_many: Callable[[np.ndarray], np.ndarray], units: int, level: float
 ) -> np.ndarray:
     """Which quantiles of the resamples to take: `Phi(z0 + (z0 + z) / (1 - a (z0 + z)))`.
 
@@ -243,6 +274,6 @@ def _bca_shares(
     influence = jackknife.mean() - jackknife
     spread = (influence**2).sum()
     skew = (influence**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    moved = shift + ndtri(shares)
+    moved = shift + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     wanted: np.ndarray = ndtr(shift + moved / (1 - skew * moved))
     return wanted

@@ -16,6 +16,8 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from features.errors import DataError
+from recsys.evaluation.bootstrap import resampled_sums
+from recsys.evaluation.folded import folded_error, folded_interval, folded_p_value
 from recsys.evaluation.metrics import evaluate, row_losses
 from recsys.evaluation.paired import auc_influence
 from recsys.evaluation.power import LEVEL, detectable, sample_size
@@ -24,6 +26,8 @@ METRICS = ("auc", "logloss", "normalised_entropy", "miscalibration", "gauc")
 """In the order they are shown; gauc needs groups. miscalibration is |calibration ratio - 1|."""
 HIGHER_IS_BETTER = frozenset({"auc", "gauc"})
 RESAMPLES = 1000
+_ROUNDING = 1e-12
+"""What sums of equal values differ by at most."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,15 @@ class PairDifference:
     """After Holm's correction over all pairs and metrics."""
     better: str | None
     """The better model, if that may be claimed after the correction."""
-    detectable: float
-    """The smallest difference that these rows show with a chance of 80 %."""
+    detectable: float | None
+    """The smallest difference that these rows show with a chance of 80 %; None where the models are equal."""
     method: str
     """DeLong or bootstrap."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether the metric is the same for both on these rows, and on any that could be drawn of them."""
+        return self.difference == 0 and self.error == 0
 
     def rows_needed(self, effect: float, rows: int) -> int | None:
         """How many rows show a difference of `effect` with a chance of 80 %, when `rows` rows gave this error.
@@ -89,7 +98,7 @@ class Comparison:
         >>> labels = (rng.random(500) < 0.3).astype(float)
         >>> same = compare(labels, {"new": np.full(500, 0.3), "old": np.full(500, 0.3)}, resamples=100)
         >>> same.verdicts()
-        ['new and old: no difference can be claimed']
+        ['new and old: equal in every metric']
         """
         sentences = []
         for a, b in combinations(self.models, 2):
@@ -99,7 +108,10 @@ class Comparison:
                 for winner in (a, b)
                 if any(f.better == winner for f in pair)
             ]
-            open_ = [f.metric for f in pair if f.better is None]
+            equal = [f.metric for f in pair if f.equal]
+            open_ = [f.metric for f in pair if f.better is None and not f.equal]
+            if equal:
+                parts.append(f"equal in {_and(equal) if len(equal) < len(pair) else 'every metric'}")
             if open_:
                 parts.append("no difference can be claimed" + (f" in {_and(open_)}" if parts else ""))
             sentences.append(f"{a} and {b}: {'; '.join(parts) or 'no metric exists on these rows'}")
@@ -126,7 +138,8 @@ def compare(
     others is the standard deviation over bootstrap samples, in which as many rows (with groups: whole groups) are drawn
     as there are, with replacement, the same ones for all models.  An interval is the difference plus and minus the
     Student quantile (of groups - 1 degrees of freedom; without groups the normal one) times that error, and the p-value
-    is of the same distribution, so that interval and p-value never disagree.
+    is of the same distribution, so that interval and p-value never disagree.  Miscalibration is a distance: its
+    interval and p-value come from the two signed ratios and what the bootstrap says of them together (see `folded`).
 
     Args:
         labels: [N] in {0, 1}.
@@ -154,29 +167,28 @@ def compare(
     freedom = math.inf if group is None else n_units - 1
     metrics = [name for name in METRICS if name in models[names[0]] and name not in undefined]
     pairs = list(combinations(names, 2))
-    errors = _errors(y, p, w, group, units, n_units, metrics, pairs, resamples, seed)
-    found = []
-    for (metric, a, b), error in errors.items():
-        difference = models[a][metric] - models[b][metric]
-        found.append((metric, a, b, difference, error, p_value(difference, error, freedom)))
-    adjusted = holm([row[-1] for row in found])
     half = float(stdtrit(freedom, 1 - level / 2))
+    found = [
+        (metric, a, b, _difference(metric, models[a], models[b], spread, half, freedom))
+        for (metric, a, b), spread in _spreads(y, p, w, group, units, n_units, metrics, pairs, resamples, seed).items()
+    ]
+    adjusted = holm([row[-1].p_value for row in found])
     differences = tuple(
         PairDifference(
             metric,
             a,
             b,
-            difference,
-            difference - half * error,
-            difference + half * error,
-            error,
-            p_single,
+            one.difference,
+            one.low,
+            one.high,
+            one.error,
+            one.p_value,
             p_all,
-            better_of(metric, a, b, difference) if p_all < level else None,
-            detectable(error * math.sqrt(len(y)), len(y), level=level),
+            better_of(metric, a, b, one.difference) if p_all < level else None,
+            detectable(one.error * math.sqrt(len(y)), len(y), level=level) if one.error > 0 else None,
             "DeLong" if metric == "auc" else "bootstrap",
         )
-        for (metric, a, b, difference, error, p_single), p_all in zip(found, adjusted, strict=True)
+        for (metric, a, b, one), p_all in zip(found, adjusted, strict=True)
     )
     by = "row" if group is None else "group"
     return Comparison(len(y), n_units, by, level, models, differences, undefined)
@@ -207,7 +219,42 @@ def better_of(metric: str, a: str, b: str, difference: float) -> str:
     return a if (difference > 0) == (metric in HIGHER_IS_BETTER) else b
 
 
-def _errors(
+@dataclass(frozen=True)
+class _Single:
+    """A difference alone, before any correction."""
+
+    difference: float
+    low: float
+    high: float
+    error: float
+    p_value: float
+
+
+def _difference(
+    metric: str, a: Mapping[str, Any], b: Mapping[str, Any], spread: float | np.ndarray, half: float, freedom: float
+) -> _Single:
+    """The difference of a metric of two models with its interval.
+
+    Args:
+        metric: Its name.
+        a: Metrics of the one.
+        b: Of the other.
+        spread: Standard error of the difference; of miscalibration the covariance of the two ratios; 0 of equals.
+        half: Quantile of the interval.
+        freedom: Degrees of freedom.
+    """
+    difference = float(a[metric] - b[metric])
+    if isinstance(spread, np.ndarray):
+        x, y = a["calibration_ratio"] - 1, b["calibration_ratio"] - 1
+        low, high = folded_interval(x, y, spread, half)
+        return _Single(difference, low, high, folded_error(x, y, spread), folded_p_value(x, y, spread, freedom))
+    if spread == 0 and abs(difference) <= _ROUNDING:
+        return _Single(0.0, 0.0, 0.0, 0.0, 1.0)
+    low, high = difference - half * spread, difference + half * spread
+    return _Single(difference, low, high, spread, p_value(difference, spread, freedom))
+
+
+def _spreads(
     y: np.ndarray,
     p: Mapping[str, np.ndarray],
     w: np.ndarray,
@@ -218,9 +265,9 @@ def _errors(
     pairs: Sequence[tuple[str, str]],
     resamples: int,
     seed: int,
-) -> dict[tuple[str, str, str], float]:
-    """Standard errors of all differences, by metric and pair."""
-    errors: dict[tuple[str, str, str], float] = {}
+) -> dict[tuple[str, str, str], float | np.ndarray]:
+    """What `_difference` takes as spread, by metric and pair."""
+    spreads: dict[tuple[str, str, str], float | np.ndarray] = {}
     drawn = _bootstrap(_statistics(y, p, w, group, units, n_units), list(p), resamples, seed)
     moved = {name: auc_influence(y, p[name], w) for name in p} if "auc" in metrics else {}
     for metric in metrics:
@@ -228,12 +275,17 @@ def _errors(
             if metric == "auc":
                 by_unit = _sums(moved[a] - moved[b], units, n_units)
                 factor = 1.0 if group is None else n_units / (n_units - 1)
-                errors[metric, a, b] = math.sqrt(factor * float(by_unit @ by_unit))
+                spreads[metric, a, b] = math.sqrt(factor * float(by_unit @ by_unit))
+                continue
+            both = np.stack([drawn[metric][a], drawn[metric][b]])
+            both = both[:, np.isfinite(both).all(0)]  # not of a resample without a click
+            if np.allclose(both[0], both[1], rtol=_ROUNDING, atol=0):
+                spreads[metric, a, b] = 0.0
+            elif metric == "miscalibration":
+                spreads[metric, a, b] = np.cov(both)
             else:
-                with np.errstate(invalid="ignore"):  # of a resample without a click
-                    values = drawn[metric][a] - drawn[metric][b]
-                errors[metric, a, b] = float(np.nanstd(values, ddof=1))
-    return errors
+                spreads[metric, a, b] = float((both[0] - both[1]).std(ddof=1))
+    return spreads
 
 
 def _statistics(
@@ -280,16 +332,12 @@ def group_aucs(
 def _bootstrap(
     sums: Mapping[str, np.ndarray], names: Sequence[str], resamples: int, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """[resamples] values of each metric of each model over units drawn with replacement; NaN where there is none."""
-    keys = list(sums)
-    matrix = np.stack([sums[key] for key in keys])
-    rng = np.random.default_rng(seed)
-    units = matrix.shape[1]
-    drawn = np.empty((resamples, len(keys)))
-    for i in range(resamples):
-        times = np.bincount(rng.integers(0, units, units), minlength=units)
-        drawn[i] = matrix @ times
-    column = dict(zip(keys, drawn.T, strict=True))
+    """[resamples] values of each metric of each model over units drawn with replacement; NaN where there is none.
+
+    Those of miscalibration have their sign.
+    """
+    drawn = resampled_sums(np.stack(list(sums.values()), axis=1), resamples, seed)
+    column = dict(zip(sums, drawn.T, strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = column["clicks"] / column["weight"]
         entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
@@ -297,7 +345,7 @@ def _bootstrap(
         out = {
             "logloss": logloss,
             "normalised_entropy": {name: logloss[name] / entropy for name in names},
-            "miscalibration": {name: np.abs(column[f"expected {name}"] / column["clicks"] - 1) for name in names},
+            "miscalibration": {name: column[f"expected {name}"] / column["clicks"] - 1 for name in names},
         }
         if "share" in column:
             out["gauc"] = {name: column[f"gauc {name}"] / column["share"] for name in names}

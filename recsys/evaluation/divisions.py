@@ -48,6 +48,17 @@ class Division:
         return "missing" if code == NULL_FINGERPRINT else f"#{code & (1 << 64) - 1:016x}"
 
 
+def slice_name(by: str, feature: str, value: str) -> str:
+    """What people call a slice of a division.
+
+    >>> slice_name("day", "time", "2024-02-29"), slice_name("value", "ad", "7")
+    ('2024-02-29', 'ad = 7')
+    >>> slice_name("training frequency", "ad", "tail")
+    'ad: tail'
+    """
+    return {"value": f"{feature} = {value}", "day": value}.get(by, f"{feature}: {value}")
+
+
 def divisions_of(
     layout: Layout, batch: Batch, *, counts: IdCounts | None = None, names: ValueNames | None = None
 ) -> list[Division]:

@@ -48,7 +48,8 @@ def auc_interval(
 
     With A the AUC and e its standard error (`auc.delong`), the interval is `logit(A) +- t e / (A (1 - A))`, turned back
     (Pepe, The Statistical Evaluation of Medical Tests, 2003, 5.2.4), which covers better than `A +- t e` near 1.  t is
-    Student's quantile with the degrees of freedom of the variance, which matters where there are few positives.
+    Student's quantile with the degrees of freedom of the variance, which matters where there are few positives, more
+    so near an AUC of 1.
     Where every positive is above every negative the variance is 0 and says nothing; then k = min(P, Q) disjoint pairs
     are in order, whose chance is `A^k`, so the lower end is `((1 - level) / 2)^(1 / k)`, after Clopper and Pearson.
 

@@ -15,7 +15,8 @@ import numpy as np
 from features.errors import UndefinedMetricError
 from features.storage.drift import psi
 from recsys.evaluation.auc import delong, group_auc, tied
-from recsys.evaluation.calibration import brier_parts, ece_interval, expected_calibration_error, reliability_curve
+from recsys.evaluation.calibration import brier_parts, expected_calibration_error, reliability_curve
+from recsys.evaluation.ece_interval import ece_interval
 from recsys.evaluation.intervals import (
     LEVEL,
     Interval,
@@ -41,7 +42,6 @@ __all__ = [
     "normalised_entropy",
     "prediction_drift",
     "reliability_curve",
-    "roc_curve",
     "row_losses",
 ]
 
@@ -243,19 +243,6 @@ def gauc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight: np.n
         UndefinedMetricError: no group has both classes.
     """
     return group_auc(labels, scores, group, weight).mean()
-
-
-def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates at every distinct score, descending, from (0, 0) to (1, 1).
-
-    Raises:
-        UndefinedMetricError: one of the classes is absent.
-    """
-    y, s, w = columns(labels, scores)
-    require_both_classes(float(y.sum()), float((1 - y).sum()), len(y))
-    ((positive, negative),) = tied(y, s, w)
-    true, false = (sums[::-1].cumsum() for sums in (positive, negative))
-    return np.r_[0.0, false / false[-1]], np.r_[0.0, true / true[-1]]
 
 
 def prediction_drift(before: np.ndarray, now: np.ndarray, bins: int = 10) -> dict[str, float]:

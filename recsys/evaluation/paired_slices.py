@@ -1,4 +1,4 @@
-"""In which parts of the rows one model wins and in which it loses: by value of a feature, by how often it was seen."""
+"""In which parts of the rows one model wins and in which it loses."""
 
 from __future__ import annotations
 
@@ -12,33 +12,21 @@ import numpy as np
 from scipy.special import stdtrit
 
 from recsys.evaluation.compare import better_of, holm, p_value
-from recsys.evaluation.divisions import BANDS, frequency_bands
+from recsys.evaluation.divisions import Division, slice_name
 from recsys.evaluation.metrics import row_losses
 from recsys.evaluation.power import LEVEL
 
 MIN_ROWS = 1000
 MOST_VALUES = 20
-FREQUENCIES = (*BANDS, "unseen")
-
-
-@dataclass(frozen=True)
-class Slicing:
-    """One way to cut the rows."""
-
-    name: str
-    codes: np.ndarray
-    """[N] number of each row's slice; -1 for none."""
-    values: tuple[str, ...]
-    """Name of each slice."""
-    left_out: Mapping[str, int]
-    """Why slices were not made -> how many."""
 
 
 @dataclass(frozen=True)
 class SliceDifference:
     """Logloss of model `a` minus that of model `b` in one slice: below 0 `a` is the better one."""
 
-    slicing: str
+    by: str
+    """What divides the rows: value, training frequency, seen in training, range or day."""
+    feature: str
     value: str
     rows: int
     base_rate: float
@@ -56,6 +44,15 @@ class SliceDifference:
     better: str | None
     """The better model, if that may be claimed after the correction."""
 
+    @property
+    def name(self) -> str:
+        """What people call the slice."""
+        return slice_name(self.by, self.feature, self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and the name."""
+        return {"name": self.name, **asdict(self)}
+
 
 @dataclass(frozen=True)
 class SliceComparison:
@@ -67,74 +64,19 @@ class SliceComparison:
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
-        return asdict(self)
-
-
-def by_value(
-    name: str,
-    ids: np.ndarray,
-    texts: Mapping[int, str] | None = None,
-    *,
-    min_rows: int = MIN_ROWS,
-    most: int = MOST_VALUES,
-) -> Slicing:
-    """A slice for each of a feature's most frequent values.
-
-    Args:
-        name: Of the feature.
-        ids: [N] fingerprints.
-        texts: What stands behind fingerprints; the others are written as # and hexadecimal digits.
-        min_rows: A slice has so many.
-        most: There are no more slices than that.
-
-    >>> by_value("city", np.array([7, 7, 8, 7]), {7: "Rome"}, min_rows=2)
-    Slicing(name='city', codes=array([ 0,  0, -1,  0]), values=('Rome',), left_out={'few rows': 1})
-    """
-    values, place, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    enough = order[counts[order] >= min_rows]
-    number = np.full(len(values), -1)
-    number[enough[:most]] = np.arange(len(enough[:most]))
-    known = texts or {}
-    names = tuple(known.get(int(v), f"#{int(v) & (2**64 - 1):016x}") for v in values[enough[:most]])
-    left_out = {
-        "few rows": len(values) - len(enough),
-        f"beyond the {most} most frequent values": max(0, len(enough) - most),
-    }
-    return Slicing(name, number[place], names, {reason: count for reason, count in left_out.items() if count})
-
-
-def by_frequency(
-    name: str, ids: np.ndarray, seen: tuple[np.ndarray, np.ndarray], *, min_rows: int = MIN_ROWS
-) -> Slicing:
-    """Slices by how often a row's id was seen in training: head, torso, tail, unseen; see `frequency_bands`.
-
-    Args:
-        name: Of the feature.
-        ids: [N] fingerprints.
-        seen: Fingerprints of the training rows, sorted, and how often each occurs.
-        min_rows: A slice has so many.
-
-    >>> ids, counts = np.array([1, 2, 3]), np.array([5, 4, 1])
-    >>> sliced = by_frequency("user", np.array([1, 2, 3, 9]), (ids, counts), min_rows=1)
-    >>> [sliced.values[code] for code in sliced.codes]
-    ['head', 'torso', 'tail', 'unseen']
-    """
-    codes = frequency_bands(ids, *seen)
-    rows = np.bincount(codes, minlength=len(FREQUENCIES))
-    few = (rows > 0) & (rows < min_rows)
-    codes = np.where(few[codes], -1, codes)
-    return Slicing(f"{name} by frequency", codes, FREQUENCIES, {"few rows": int(few.sum())} if few.any() else {})
+        return {"slices": [one.to_json() for one in self.slices], "left_out": self.left_out}
 
 
 def compare_slices(
     labels: np.ndarray,
     scores: Mapping[str, np.ndarray],
-    slicings: Sequence[Slicing],
+    divisions: Sequence[Division],
     *,
     weight: np.ndarray | None = None,
     group: np.ndarray | None = None,
     level: float = LEVEL,
+    min_rows: int = MIN_ROWS,
+    most: int = MOST_VALUES,
 ) -> SliceComparison:
     """Compare the logloss of all pairs of models in every slice.
 
@@ -143,10 +85,12 @@ def compare_slices(
     Args:
         labels: [N] in {0, 1}.
         scores: [N] probabilities of each model.
-        slicings: How the rows are cut. A slice of one class, or of one group, is left out and counted.
+        divisions: Ways to part the rows. A slice of one class, or of one group, is left out and counted.
         weight: [N] non-negative.
         group: [N] keys of what the rows were drawn in, as for `compare`.
         level: Chance of any false claim, over all slices and pairs.
+        min_rows: A slice has so many.
+        most: Of a division no more slices than that: those with most rows.
     """
     y = np.asarray(labels, dtype=np.float64).reshape(-1)
     w = np.ones(len(y)) if weight is None else np.asarray(weight, dtype=np.float64)
@@ -155,17 +99,20 @@ def compare_slices(
     found: list[tuple[SliceDifference, float]] = []
 
     def leave_out(reason: str, count: int = 1) -> None:
-        left_out[reason] = left_out.get(reason, 0) + count
+        if count:
+            left_out[reason] = left_out.get(reason, 0) + count
 
-    for slicing in slicings:
-        for reason, count in slicing.left_out.items():
-            leave_out(reason, count)
-        order = np.argsort(slicing.codes, kind="stable")
-        bounds = np.searchsorted(slicing.codes[order], np.arange(len(slicing.values) + 1))
-        for number, value in enumerate(slicing.values):
-            rows = order[bounds[number] : bounds[number + 1]]
-            if not len(rows):
-                continue
+    for division in divisions:
+        codes, place, counts = np.unique(division.codes, return_inverse=True, return_counts=True)
+        enough = np.flatnonzero(counts >= min_rows)
+        chosen = enough[np.argsort(-counts[enough], kind="stable")][:most]
+        leave_out("few rows", len(codes) - len(enough))
+        leave_out(f"beyond the {most} most frequent values", len(enough) - len(chosen))
+        order = np.argsort(place, kind="stable")
+        ends = counts.cumsum()
+        for number in chosen:
+            entries = order[ends[number] - counts[number] : ends[number]]
+            rows = entries if division.rows is None else division.rows[entries]
             y_here, w_here = y[rows], w[rows]
             keys = None if group is None else group[rows]
             if y_here.min() == y_here.max() or w_here.sum() == 0:
@@ -181,8 +128,8 @@ def compare_slices(
                 half = float(stdtrit(freedom, 1 - level / 2)) * error
                 rate = float((y_here * w_here).sum() / w_here.sum())
                 entry = SliceDifference(
-                    slicing.name, value, len(rows), rate, a, b, float(loss_a), float(loss_b),
-                    difference, difference - half, difference + half, 1.0, None,
+                    division.by, division.feature, division.name(int(codes[number])), len(rows), rate, a, b,
+                    float(loss_a), float(loss_b), difference, difference - half, difference + half, 1.0, None,
                 )  # fmt: skip
                 found.append((entry, p_value(difference, error, freedom)))
     adjusted = holm([p for _, p in found])

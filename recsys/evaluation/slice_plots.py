@@ -28,7 +28,7 @@ def slices_picture(name: str, slices: Sequence[SliceDifference]) -> Picture:
             colour = theme.faint if entry.better is None else theme.series[entry.better == b]
             axes.plot([entry.low, entry.high], [place, place], color=colour, linewidth=2)
             axes.plot([entry.difference], [place], "o", color=colour, markersize=4)
-        labels = [f"{entry.slicing}: {entry.value}"[:36] for entry in reversed(shown)]
+        labels = [entry.name[:36] for entry in reversed(shown)]
         axes.set_yticks(range(len(shown)), labels)
         axes.set(xlabel=f"logloss of {a} minus that of {b} (nats)", ylim=(-0.7, len(shown) - 0.3))
 

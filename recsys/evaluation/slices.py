@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from features.errors import UndefinedMetricError
-from recsys.evaluation.divisions import Division
+from recsys.evaluation.divisions import Division, slice_name
 from recsys.evaluation.intervals import Interval, auc_interval, calibration_ratio_interval
 from recsys.evaluation.rows import columns, require_probabilities, row_losses
 
@@ -44,14 +44,8 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """What people call it.
-
-        >>> line = dict.fromkeys(Slice.__dataclass_fields__) | {"by": "day", "feature": "time", "value": "2024-02-29"}
-        >>> Slice(**line).name, Slice(**line | {"by": "value", "feature": "ad", "value": "7"}).name
-        ('2024-02-29', 'ad = 7')
-        """
-        signs = {"value": f"{self.feature} = {self.value}", "day": self.value}
-        return signs.get(self.by, f"{self.feature}: {self.value}")
+        """What people call it."""
+        return slice_name(self.by, self.feature, self.value)
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and the name."""

@@ -261,7 +261,9 @@ def test_conditions_against_the_champion_one_by_one() -> None:
     def met(auc: float, loss: float, slice_low: float) -> list[bool]:
         differences = (difference("auc", auc, 0.02), difference("logloss", loss, 0.02))
         comparison = Comparison(10, 10, "row", 0.05, {"new": {}, "old": {}}, differences, {})
-        entry = SliceDifference("city", "Rome", 2000, 0.1, "new", "old", 0.5, 0.3, 0.2, slice_low, 0.4, 0.5, None)
+        entry = SliceDifference(
+            "value", "city", "Rome", 2000, 0.1, "new", "old", 0.5, 0.3, 0.2, slice_low, 0.4, 0.5, None
+        )
         rows = check_against(rules, comparison, SliceComparison((entry,), {}), "new", "old")
         return [row["met"] for row in rows]
 

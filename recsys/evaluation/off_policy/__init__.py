@@ -4,7 +4,7 @@ from recsys.evaluation.off_policy.direct_method import direct_method
 from recsys.evaluation.off_policy.doubly_robust import doubly_robust, switch_doubly_robust
 from recsys.evaluation.off_policy.evaluate import Estimate, Evaluation, evaluate_policy
 from recsys.evaluation.off_policy.folds import assign_folds
-from recsys.evaluation.off_policy.intervals import Interval, empirical_bernstein
+from recsys.evaluation.off_policy.intervals import empirical_bernstein
 from recsys.evaluation.off_policy.inverse_propensity import ips, self_normalised_ips
 from recsys.evaluation.off_policy.log import BanditLog, find_problems
 from recsys.evaluation.off_policy.policies import epsilon_greedy, logits, softmax
@@ -17,7 +17,6 @@ __all__ = [
     "BanditLog",
     "Estimate",
     "Evaluation",
-    "Interval",
     "Support",
     "TargetPolicy",
     "assign_folds",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from features.errors import ConfigError
+from recsys.evaluation.bootstrap import percentile_interval, resampled_sums
+from recsys.evaluation.intervals import Interval
 from recsys.evaluation.off_policy.contributions import Contributions
 from recsys.evaluation.off_policy.direct_method import direct_method
 from recsys.evaluation.off_policy.doubly_robust import doubly_robust, switch_doubly_robust
-from recsys.evaluation.off_policy.intervals import Interval, empirical_bernstein, percentile_interval, resampled_sums
+from recsys.evaluation.off_policy.intervals import empirical_bernstein
 from recsys.evaluation.off_policy.inverse_propensity import ips, self_normalised_ips
 from recsys.evaluation.off_policy.log import BanditLog
 from recsys.evaluation.off_policy.support import Support, support_of
@@ -180,8 +182,9 @@ class _Scopes:
         for line in self.lines:
             parts = [self._bernstein(line, self.log.place == place, level) for place in places]
             there = [part for part in parts if part is not None]
-            whole = len(there) == len(parts)
-            bernstein.append(Interval(sum(p.low for p in there), sum(p.high for p in there)) if whole else None)
+            value, low, high = (sum(getattr(part, end) for part in there) for end in ("value", "low", "high"))
+            found = Interval(value, low, high, self.level, "empirical Bernstein, all positions at once")
+            bernstein.append(found if len(there) == len(parts) else None)
         return self._estimates(_ratio(self.sums).sum(2), _ratio(self.draws).sum(2), bernstein)
 
     def _bernstein(self, line: Contributions, rows: np.ndarray, level: float) -> Interval | None:
@@ -192,7 +195,7 @@ class _Scopes:
             return None
         # What a row brings may be far outside the rewards, but no policy earns more or less than they are.
         low, high = np.clip([found.low, found.high], *self.log.reward_range).tolist()
-        return Interval(low, high)
+        return replace(found, low=low, high=high)
 
     def _estimates(
         self, values: np.ndarray, draws: np.ndarray, bernstein: Sequence[Interval | None]
@@ -203,13 +206,19 @@ class _Scopes:
             Estimate(
                 line.estimator,
                 _number(values[0, i]),
-                percentile_interval(draws[:, i], self.level),
+                self._bootstrap(values[0, i], draws[:, i]),
                 bernstein[i],
                 None if line.estimator == LOGGED else _number(gains[0, i]),
-                None if line.estimator == LOGGED else percentile_interval(drawn_gains[:, i], self.level),
+                None if line.estimator == LOGGED else self._bootstrap(gains[0, i], drawn_gains[:, i]),
             )
             for i, line in enumerate(self.lines)
         )
+
+    def _bootstrap(self, value: float, draws: np.ndarray) -> Interval | None:
+        if not np.isfinite(value) or not np.isfinite(draws).all():
+            return None
+        by = "row" if self.independent else "group"
+        return percentile_interval(float(value), draws, self.level, f"percentile bootstrap by {by}")
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:

@@ -1,65 +1,13 @@
-"""Intervals of off-policy values: the bootstrap, and one that holds for every number of rows."""
+"""The interval of a mean of bounded values that holds for every number of rows."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from features.errors import DataError
-
-_BLOCK = 1 << 22
-"""Counts held at a time while resampling."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Two ends."""
-
-    low: float
-    high: float
-
-
-def resampled_sums(columns: np.ndarray, draws: int, seed: int, group: np.ndarray | None = None) -> np.ndarray:
-    """Sums of columns over rows drawn with replacement, for the bootstrap (Efron 1979).
-
-    All columns share the rows drawn, so that ratios and differences of sums can be made afterwards.
-
-    Args:
-        columns: [N, C].
-        draws: How often N rows are drawn.
-        seed: Decides which.
-        group: [N]: draws whole groups in place of rows, as many as there are. Rows of one group, such as a user or a
-            slate, need not be independent then.
-
-    Returns:
-        [draws, C].
-
-    >>> resampled_sums(np.array([[1.0], [1.0]]), draws=3, seed=0).tolist()
-    [[2.0], [2.0], [2.0]]
-    """
-    if group is not None:
-        _, index = np.unique(group, return_inverse=True)
-        columns = np.stack([np.bincount(index, weights=column) for column in columns.T], axis=1)
-    units = len(columns)
-    rng = np.random.default_rng(seed)
-    sums = np.empty((draws, columns.shape[1]))
-    step = max(1, _BLOCK // units)
-    for start in range(0, draws, step):
-        stop = min(start + step, draws)
-        drawn = rng.integers(0, units, (stop - start, units))
-        counts = np.stack([np.bincount(row, minlength=units) for row in drawn]).astype(np.float64)
-        sums[start:stop] = counts @ columns
-    return sums
-
-
-def percentile_interval(draws: np.ndarray, level: float) -> Interval | None:
-    """The middle share `level` of bootstrapped values; None if one of them is undefined."""
-    if not np.isfinite(draws).all():
-        return None
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+from recsys.evaluation.intervals import Interval
 
 
 def empirical_bernstein(values: np.ndarray, span: tuple[float, float], level: float) -> Interval | None:
@@ -104,4 +52,4 @@ def empirical_bernstein(values: np.ndarray, span: tuple[float, float], level: fl
     log_term = math.log(4 / (1 - level))
     mean = float(values.mean())
     half = math.sqrt(2 * float(values.var(ddof=1)) * log_term / n) + 7 * (high - low) * log_term / (3 * (n - 1))
-    return Interval(max(low, mean - half), min(high, mean + half))
+    return Interval(mean, max(low, mean - half), min(high, mean + half), level, "empirical Bernstein")

@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError, UndefinedMetricError
-from recsys.evaluation.calibration import (
-    _corrected,
-    _variance,
-    brier_parts,
-    ece_interval,
-    expected_calibration_error,
-    reliability_curve,
-)
+from recsys.evaluation.calibration import brier_parts, expected_calibration_error, reliability_curve
+from recsys.evaluation.ece_interval import _corrected, _table, _variance, ece_interval
 from recsys.evaluation.metrics import brier
 
 
@@ -80,6 +74,28 @@ def test_bounds_of_the_noise_are_on_either_side_of_every_gap() -> None:
     assert _corrected(6 + noise).mean() == pytest.approx(6, abs=0.01)
 
 
+def test_the_limit_of_what_is_unusual_is_one_sided_at_the_boundary_and_two_sided_far_from_it() -> None:
+    grid, limits = _table(0.95)
+    rng = np.random.default_rng(0)
+    for place in (0, 10, 30, 60, 80):
+        x = grid[place] + rng.standard_normal(200_000)
+        ratio = (x - grid[place]) ** 2 - np.minimum(x, 0) ** 2
+        assert (ratio <= limits[place]).mean() == pytest.approx(0.95, abs=0.002)
+    assert (limits[0], limits[-1]) == pytest.approx((1.6449**2, 1.96**2), abs=0.001)
+
+
+def test_gaps_that_scatter_are_told_from_gaps_on_a_curve() -> None:
+    rng = np.random.default_rng(1)
+    p = np.repeat(np.linspace(0.05, 0.95, 20), 2000)
+    wave = np.repeat(np.where(np.arange(20) % 2, 0.03, -0.03), 2000)
+    rough = ece_interval((rng.random(len(p)) < p + wave).astype(float), p)
+    smooth = ece_interval((rng.random(len(p)) < p + 0.03).astype(float), p)
+    assert rough.method == "bounds of the noise, rough gaps"
+    assert smooth.method == "inversion, smooth gaps"
+    assert rough.low < 0.03 < rough.high
+    assert smooth.low < 0.03 < smooth.high
+
+
 def test_one_bin_that_is_off_does_not_carry_the_others_away() -> None:
     rng = np.random.default_rng(0)
     p = np.repeat(np.linspace(0.05, 0.95, 20), 500)
@@ -92,7 +108,7 @@ def test_one_bin_that_is_off_does_not_carry_the_others_away() -> None:
 def test_few_bins_clicks_or_rows_have_an_interval() -> None:
     for y, p in (([0, 1], [0.5, 0.5]), ([0, 0, 0], [0.1, 0.2, 0.3]), ([0], [0.2]), ([1, 0, 0, 1], [0, 0.3, 0.6, 1])):
         found = ece_interval(np.array(y), np.array(p))
-        assert 0 <= found.low <= found.value <= found.high < 1
+        assert 0 <= found.low <= found.value <= found.high <= 1
     with pytest.raises(UndefinedMetricError, match="there are no rows"):
         ece_interval(np.empty(0), np.empty(0))
     with pytest.raises(DataError, match="probabilities are out of range"):

@@ -39,10 +39,6 @@ def test_parity_with_scikit_learn(seed: int) -> None:
     assert metrics.auc(y, p, w) == pytest.approx(sk.roc_auc_score(y, p, sample_weight=w), abs=1e-12)
     assert metrics.logloss(y, p) == pytest.approx(sk.log_loss(y, p), abs=1e-12)
     assert metrics.logloss(y, p, w) == pytest.approx(sk.log_loss(y, p, sample_weight=w), abs=1e-12)
-    false, true = metrics.roc_curve(y, p)
-    expected_false, expected_true, _ = sk.roc_curve(y, p, drop_intermediate=False)
-    np.testing.assert_allclose(false, expected_false)
-    np.testing.assert_allclose(true, expected_true)
 
 
 def test_normalised_entropy_of_the_base_rate_is_one() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from features.errors import ConfigError, DataError
+from recsys.evaluation.bootstrap import percentile_interval, resampled_sums
 from recsys.evaluation.off_policy import BanditLog, TargetPolicy, empirical_bernstein, evaluate_policy
-from recsys.evaluation.off_policy.intervals import percentile_interval, resampled_sums
 from tests.recsys.evaluation.off_policy.bandits import bandit
 
 
@@ -26,7 +26,8 @@ def test_empirical_bernstein_covers_where_the_bootstrap_cannot():
     for trial in range(200):
         values = (rng.random(300) < 0.001) * 1.0
         draws = resampled_sums(values[:, None], 100, trial)[:, 0] / 300
-        boot, sure = percentile_interval(draws, 0.95), empirical_bernstein(values, (0, 1), 0.95)
+        boot = percentile_interval(float(values.mean()), draws, 0.95, "bootstrap")
+        sure = empirical_bernstein(values, (0, 1), 0.95)
         held["bootstrap"] += boot.low <= 0.001 <= boot.high
         held["bernstein"] += sure.low <= 0.001 <= sure.high
     assert held["bernstein"] == 200
