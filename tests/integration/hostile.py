@@ -7,10 +7,19 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+
+from features.pipeline import FeaturePipeline
+from features.spec import FeatureSpec
+from features.validation import validate
+from recsys.embeddings import EmbeddingConfig, plan_embedding
+from recsys.models import CTRModel, ModelConfig
+from recsys.serving.bundle import save_bundle
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -63,6 +72,18 @@ def wide_rows(count: int, seed: int) -> list[dict[str, Any]]:
         }
         for _ in range(count)
     ]
+
+
+def wide_bundle(folder: Path, **embedding: Any) -> Path:
+    """A bundle of `WIDE_SPEC`."""
+    frame = pl.DataFrame(wide_rows(200, 0), infer_schema_length=None).with_columns(pl.col("day").str.to_datetime())
+    pipeline = FeaturePipeline(validate(FeatureSpec, WIDE_SPEC)).fit(frame)
+    ids = pipeline.encode_frame(frame).ids.numpy()
+    counts = {name: np.unique(ids[:, i], return_counts=True) for i, name in enumerate(pipeline.layout.id_names)}
+    config = EmbeddingConfig.model_validate({"width": 4, "rows": 100, **embedding})
+    plan = plan_embedding(pipeline.layout, config, counts)
+    model = CTRModel(pipeline.layout, plan, ModelConfig.model_validate({"hidden": (8,)}), seed=1).eval()
+    return save_bundle(folder, model=model, pipeline=pipeline)
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import pyarrow as pa
 import pytest
 
-from features.pipeline import FeaturePipeline
-from features.spec import FeatureSpec
-from features.validation import validate
-from recsys.embeddings import EmbeddingConfig, plan_embedding
-from recsys.models import CTRModel, ModelConfig
-from recsys.serving.bundle import save_bundle
-from tests.integration.hostile import ARROW, UNANSWERED, WIDE_SPEC, bodies, raw_requests, wide_rows
+from tests.integration.hostile import ARROW, UNANSWERED, bodies, raw_requests, wide_bundle, wide_rows
 from tests.integration.test_serve import PATIENCE, Server, Store
 
 REFUSALS = {400, 413, 415, 422}
@@ -38,13 +30,7 @@ GROWTH = 150_000_000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model with one feature of every sort, from a folder."""
     folder = tmp_path_factory.mktemp("hostile")
-    frame = pl.DataFrame(wide_rows(200, 0), infer_schema_length=None).with_columns(pl.col("day").str.to_datetime())
-    pipeline = FeaturePipeline(validate(FeatureSpec, WIDE_SPEC)).fit(frame)
-    ids = pipeline.encode_frame(frame).ids.numpy()
-    counts = {name: np.unique(ids[:, i], return_counts=True) for i, name in enumerate(pipeline.layout.id_names)}
-    plan = plan_embedding(pipeline.layout, EmbeddingConfig.model_validate({"width": 4, "rows": 100}), counts)
-    model = CTRModel(pipeline.layout, plan, ModelConfig.model_validate({"hidden": (8,)}), seed=1).eval()
-    bundle = save_bundle(folder / "clicks", model=model, pipeline=pipeline)
+    bundle = wide_bundle(folder / "clicks")
     options = ["--max-rows", "300", "--max-body-mb", "0.2", "--timeout-ms", "60000"]
     with Server(Store("", folder, {}), *options, model=str(bundle)) as started:
         started.ready()
