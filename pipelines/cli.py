@@ -337,6 +337,11 @@ def serve(
         float, typer.Option("--log-max-mb", min=0.001, help="Above this the log's oldest files are removed.")
     ] = 10_000.0,
     role: Annotated[str, typer.Option("--role", help="In the log: champion or challenger.")] = "champion",
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM file of the server's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM file of its key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option("--tls-client-ca", help="PEM file; clients must show a certificate signed by these.")
+    ] = None,
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
@@ -354,8 +359,11 @@ def serve(
     ):
         if value not in known:
             raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
+    if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
+        raise typer.BadParameter("TLS needs the server's certificate and its key", param_hint="--tls-cert, --tls-key")
     with _job(as_json) as job:
         from pipelines.serve import serve
+        from pipelines.tls import Tls
 
         job.result = serve(
             model,
@@ -368,6 +376,7 @@ def serve(
             drain_seconds=drain_seconds,
             log=log,
             log_max_bytes=int(log_max_mb * 1_000_000),
+            tls=Tls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None,
             settings={
                 "timeout_ms": timeout_ms,
                 "queue": queue,

@@ -18,7 +18,9 @@ from features.frames import first_line
 from features.validation import validate
 from pipelines.console import Console
 from pipelines.serve_worker import BoundedLog, worker_app
+from pipelines.tls import Tls
 from recsys.serving.server.follower import AliasFollower
+from recsys.serving.server.protocol import BoundedHttp
 from recsys.serving.server.settings import ServerSettings
 
 KEYS_VARIABLE = "RECSYS_API_KEYS"
@@ -26,6 +28,8 @@ KEYS_VARIABLE = "RECSYS_API_KEYS"
 CONNECTIONS = 2000
 """Connections of a worker; further ones get 503."""
 KEEP_ALIVE_SECONDS = 60
+REQUEST_SECONDS = 30
+"""Beyond its deadline a request has so long to come, head and body; then its connection is closed."""
 WORKER_SILENT_SECONDS = 30
 """A worker that answers its parent no longer is replaced after so long."""
 
@@ -42,6 +46,7 @@ def serve(
     drain_seconds: int = 30,
     log: Path | None = None,
     log_max_bytes: int = 10_000_000_000,
+    tls: Tls | None = None,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Serve a model until the process is told to stop.
@@ -57,23 +62,26 @@ def serve(
         drain_seconds: Requests in hand have so long to be finished after SIGTERM.
         log: Folder of the prediction log; nothing is logged without it.
         log_max_bytes: When the log is larger than this its oldest files are removed.
+        tls: Certificates; plain HTTP without them.
         settings: Further ones of `ServerSettings`.
 
     Returns:
         model, url.
 
     Raises:
-        ConfigError: The address cannot be used.
+        ConfigError: The address or a certificate cannot be used.
         ArtifactError: There is no such store or model, or it cannot be served.
     """
+    if tls is not None:
+        tls.check()
     with tempfile.TemporaryDirectory(prefix="recsys-serve-") as folder:
         listening = _listen(host, port)
-        url = f"http://{host}:{listening.getsockname()[1]}"
+        url = f"http{'s' if tls else ''}://{host}:{listening.getsockname()[1]}"
         common = {"state": folder, "parent": os.getpid(), "api_keys": _keys()}
         told = validate(ServerSettings, common | dict(settings or {}))
         _prepare_environment(Path(folder))
         write = None if log is None else BoundedLog(log, log_max_bytes)
-        supervisor = Multiprocess(_config(told, write, workers, drain_seconds), [listening])
+        supervisor = Multiprocess(_config(told, write, workers, drain_seconds, tls), [listening])
         follower = AliasFollower(model, tracking_uri, Path(folder))
         failed: list[BaseException] = []
 
@@ -101,14 +109,17 @@ def serve(
     return {"model": model, "url": url}
 
 
-def _config(settings: ServerSettings, write: BoundedLog | None, workers: int, drain_seconds: int) -> uvicorn.Config:
+def _config(
+    settings: ServerSettings, write: BoundedLog | None, workers: int, drain_seconds: int, tls: Tls | None
+) -> uvicorn.Config:
+    protocol: Any = functools.partial(BoundedHttp, request_seconds=REQUEST_SECONDS + settings.timeout_ms / 1000)
     return uvicorn.Config(
         functools.partial(worker_app, settings, write),
         factory=True,
         workers=workers,
         # Under asyncio's own loop sockets of the parent would answer 40 ms late.
         loop="uvloop" if os.name == "posix" else "auto",
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -118,6 +129,7 @@ def _config(settings: ServerSettings, write: BoundedLog | None, workers: int, dr
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=drain_seconds,
         timeout_worker_healthcheck=WORKER_SILENT_SECONDS,
+        **(tls.options() if tls else {}),
     )
 
 

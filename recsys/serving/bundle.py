@@ -14,31 +14,51 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 
-from features.errors import ArtifactError, ConfigError
+from features.errors import ArtifactError, ConfigError, DataError
 from features.frames import first_line
 from features.pipeline import FeaturePipeline
 from recsys.embeddings.config import MOST_CHUNKS
 from recsys.embeddings.kept import words_of
 from recsys.embeddings.mapped_table import MappedTable
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
-from recsys.embeddings.plan import EmbeddingPlan
+from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
 from recsys.models.config import ModelConfig
 from recsys.models.ctr import CTRModel
 from recsys.models.network import Network
+from recsys.serving.bundle_files import DESCRIPTION, check_files, files_of, read_description, sha256_of
 from recsys.serving.calibration import Calibration
 from recsys.serving.model_card import model_card
 from recsys.tensorfile import read_tensors, write_tensors
 
 BUNDLE_VERSION = 3
-_DESCRIPTION = "bundle.json"
+
+_SENSELESS = (
+    ArithmeticError,
+    AttributeError,
+    ConfigError,
+    DataError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    # No Exception: Polars' own way to say that a table is damaged.
+    pl.exceptions.PanicException,
+)
+"""What files raise that are whole by their checksums and make no sense."""
+_WHOLE_NUMBERS = ("width", "rows", "hash_seed", "key_bits")
+"""Of a plan, beside those of its features."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,9 @@ def save_bundle(
             "model": model.config.model_dump(mode="json"),
             "calibration": calibration.to_json() if calibration else None,
             "metrics": dict(metrics or {}),
-            "files": {name: _sha256(aside / name) for name in _files(aside)},
+            "files": {name: sha256_of(aside / name) for name in files_of(aside)},
         }
-        (aside / _DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+        (aside / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
         if folder.exists():
             os.replace(folder, old)
         os.replace(aside, folder)
@@ -118,16 +138,16 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         ArtifactError: a file is missing, differs or is not listed, or another release wrote it.
     """
+    text = read_description(folder)
     try:
-        text = (folder / _DESCRIPTION).read_bytes()
         description = json.loads(text)
         version = description["bundle_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             "is no model bundle",
             field=str(folder),
             found=str(error),
-            mend="give the folder that holds bundle.json",
+            mend=f"give the folder that holds {DESCRIPTION}",
         ) from error
     if version != BUNDLE_VERSION:
         raise ArtifactError(
@@ -137,21 +157,34 @@ def load_bundle(folder: Path) -> Bundle:
             expected=BUNDLE_VERSION,
             mend="register the model again with this release",
         )
-    try:
-        _check_files(folder, description["files"])
+    with making_sense(folder):
+        check_files(folder, description["files"])
         pipeline = FeaturePipeline.load(folder / "pipeline")
         model = _model(folder, pipeline, description)
         calibration = Calibration.from_json(description["calibration"]) if description["calibration"] else None
         if calibration is not None and len(calibration.curves) != len(pipeline.layout.label_names):
             raise ValueError(f"{len(calibration.curves)} calibration curves")
-    except (KeyError, TypeError, ValueError, AttributeError, MemoryError, RuntimeError, ConfigError) as error:
+        if not isinstance(description["metrics"], dict):
+            raise ValueError("the metrics are no object")
+    return Bundle(model, pipeline, calibration, description, hashlib.sha256(text).hexdigest())
+
+
+@contextmanager
+def making_sense(folder: Path) -> Iterator[None]:
+    """What is done inside with a bundle fails with one error if the bundle makes no sense.
+
+    Raises:
+        ArtifactError: It makes none.
+    """
+    try:
+        yield
+    except _SENSELESS as error:
         raise ArtifactError(
             "the bundle is damaged",
-            field=str(folder / _DESCRIPTION),
+            field=str(folder / DESCRIPTION),
             found=first_line(error),
             mend="copy or download it again",
         ) from error
-    return Bundle(model, pipeline, calibration, description, hashlib.sha256(text).hexdigest())
 
 
 def _model(folder: Path, pipeline: FeaturePipeline, description: Mapping[str, Any]) -> CTRModel:
@@ -173,6 +206,13 @@ def _model(folder: Path, pipeline: FeaturePipeline, description: Mapping[str, An
 def _check_sizes(plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Refuses a plan of other sizes than the weights have, before memory is asked for by its word."""
     features = plan["features"]
+    wrong = [name for name in _WHOLE_NUMBERS if type(plan[name]) is not int]
+    for f in features:
+        wrong += [
+            f"{f['name']}.{told.name}" for told in fields(FeaturePlan) if type(f[told.name]).__name__ != told.type
+        ]
+    if wrong:
+        raise ValueError(f"{wrong[0]} of the plan is of another type")
     sizes = {
         "table": plan["rows"],
         "exact_keys": sum(f["values"] for f in features if f["region"] == "exact"),
@@ -186,35 +226,3 @@ def _check_sizes(plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None
     for f in features:
         if not 0 <= f["chunks"] <= MOST_CHUNKS:
             raise ValueError(f"{f['name']} has {f['chunks']} chunks")
-
-
-def _check_files(folder: Path, listed: Mapping[str, str]) -> None:
-    """Refuses a folder whose files are not exactly those listed, byte for byte."""
-    unlisted = sorted(set(_files(folder)) - {*listed, _DESCRIPTION})
-    if unlisted:
-        raise ArtifactError(
-            "the bundle has a file that it does not list",
-            field=str(folder / unlisted[0]),
-            mend="remove it, or copy or download the bundle again",
-        )
-    for name, expected in listed.items():
-        path = folder / name
-        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        found = _sha256(path) if inside and path.is_file() else "no file of the bundle"
-        if found != expected:
-            raise ArtifactError(
-                "the bundle is damaged",
-                field=str(path),
-                found=found,
-                expected=f"sha256 {expected}",
-                mend="copy or download it again",
-            )
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

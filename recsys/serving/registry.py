@@ -339,13 +339,12 @@ class Registry:
         version = self.resolve(uri)
         with self._told("fetch the model"):
             folder = Path(self._mlflow.artifacts.download_artifacts(artifact_uri=version.uri, tracking_uri=self.uri))
-        description = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-        artifacts = description.get("flavors", {}).get("python_function", {}).get("artifacts", {})
-        if BUNDLE_ARTIFACT not in artifacts:
+        path = _bundle_within(folder)
+        if path is None:
             raise ArtifactError(
                 "the registered model holds no bundle", field=uri, mend="register it with `recsys register`"
             )
-        return folder / str(artifacts[BUNDLE_ARTIFACT]["path"])
+        return path
 
     def load_pyfunc(self, uri: str) -> Any:
         """The model as any MLflow client loads it."""
@@ -430,6 +429,16 @@ def _parse_uri(uri: str) -> tuple[str, str | None, int | None]:
     raise ConfigError(
         "not the name of a registered model", field=uri, expected="models:/NAME@ALIAS or models:/NAME/VERSION"
     )
+
+
+def _bundle_within(folder: Path) -> Path | None:
+    """Where the description of a logged model says that its bundle lies, if that is in its folder."""
+    try:
+        description = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        path = Path(description["flavors"]["python_function"]["artifacts"][BUNDLE_ARTIFACT]["path"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        return None
+    return None if path.is_absolute() or ".." in path.parts else folder / path
 
 
 def _sqlite_path(uri: str) -> Path | None:

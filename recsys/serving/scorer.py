@@ -13,7 +13,7 @@ import torch
 from features.batch import Batch
 from features.errors import ConfigError
 from features.spec import FeatureSpec
-from recsys.serving.bundle import Bundle, load_bundle
+from recsys.serving.bundle import Bundle, load_bundle, making_sense
 from recsys.serving.calibration import sigmoid
 from recsys.serving.network_inputs import NetworkInputs
 from recsys.serving.registry import Registry, is_model_uri
@@ -60,16 +60,19 @@ class Scorer:
             ConfigError: a registered model is named, and no store.
             ArtifactError: it is missing, damaged or of another release.
         """
-        if not is_model_uri(str(place)):
-            return cls(load_bundle(Path(place)), threads=threads)
-        if tracking_uri is None:
-            raise ConfigError(
-                "a registered model is found in a store",
-                field="tracking_uri",
-                found=f"{place} alone",
-                mend="name it, such as tracking_uri='sqlite:///work/mlflow.db'",
-            )
-        return cls(load_bundle(Registry(tracking_uri, create=False).bundle_of(str(place))), threads=threads)
+        folder = Path(place)
+        if is_model_uri(str(place)):
+            if tracking_uri is None:
+                raise ConfigError(
+                    "a registered model is found in a store",
+                    field="tracking_uri",
+                    found=f"{place} alone",
+                    mend="name it, such as tracking_uri='sqlite:///work/mlflow.db'",
+                )
+            folder = Registry(tracking_uri, create=False).bundle_of(str(place))
+        bundle = load_bundle(folder)
+        with making_sense(folder):
+            return cls(bundle, threads=threads)
 
     @property
     def spec(self) -> FeatureSpec:

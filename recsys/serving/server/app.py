@@ -64,13 +64,21 @@ class _Worker:
             title="recsys", lifespan=self._lifespan, docs_url=None, redoc_url=None, openapi_url=None, version="1"
         )
         self.app.exception_handler(HTTPException)(_plain_refusal)
-        self._add("GET", "/healthz", self._health, "Whether the process answers.", key=False)
+        question = openapi.question
         self._add(
-            "GET", "/readyz", self._ready, "Whether there is a model, and whether the registry answers.", key=False
+            "GET", "/healthz", self._health, "Whether the process answers.", question("Health", key=False), key=False
         )
-        self._add("GET", "/v1/models", self._models, "What is served.")
-        self._add("GET", "/metrics", self._metrics_text, "Metrics for Prometheus.")
-        self._add("GET", "/openapi.json", self._openapi, "This description.")
+        self._add(
+            "GET",
+            "/readyz",
+            self._ready,
+            "Whether there is a model, and whether the registry answers.",
+            question("Ready", key=False, model=True),
+            key=False,
+        )
+        self._add("GET", "/v1/models", self._models, "What is served.", question("Models", model=True))
+        self._add("GET", "/metrics", self._metrics_text, "Metrics for Prometheus.", question())
+        self._add("GET", "/openapi.json", self._openapi, "This description.", question("Description", model=True))
         self._add("POST", "/v1/score", self._score, "Probabilities of rows.", openapi.operation("Score", streams=True))
         self._add(
             "POST",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from features.errors import ArtifactError, RecsysError
 from features.frames import first_line
+from recsys.serving.bundle_files import read_description
 from recsys.serving.registry import MODEL_PREFIX, ModelVersion, Registry, is_model_uri
 from recsys.serving.server.announcement import Announcement
 
@@ -136,14 +137,6 @@ def _problem(announcement: Announcement) -> str | None:
 
 def _of_folder(folder: Path) -> Announcement:
     """A bundle that is in no registry; its version is a digest of what it says it holds."""
-    try:
-        version = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()[:12]
-    except OSError as error:
-        raise ArtifactError(
-            "is no model bundle",
-            field=str(folder),
-            found=str(error),
-            mend="give a bundle's folder or models:/NAME@ALIAS",
-        ) from None
+    version = hashlib.sha256(read_description(folder)).hexdigest()[:12]
     folder = folder.resolve()
     return Announcement(folder.name, version, None, None, str(folder), time.time(), reached=time.time())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from features.spec import FeatureSpec, VectorFeature
 from recsys.serving.server import arrow
 from recsys.serving.server.bodies import JSON
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
 
+_TEXT = {"type": "string"}
 _WHOLE = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 _FIELDS: dict[str, dict[str, Any]] = {
-    "string": {"type": "string"},
+    "string": _TEXT,
     "integer": _WHOLE,
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
@@ -28,15 +30,17 @@ _EXAMPLES: dict[str, Any] = {
 
 def schema_of(model: ServedModel, settings: ServerSettings) -> dict[str, dict[str, Any]]:
     """The schemas of bodies and answers by name, for one model."""
+    sizes = _sizes(model.scorer.spec)
+    fields = {column: _field(kind, settings.max_list, sizes.get(column)) for column, kind in model.types.items()}
     row = {
         "type": "object",
         "description": "A field that is left out is null, which is an ordinary value of every field.",
-        "properties": {column: _field(kind, settings) for column, kind in model.types.items()},
+        "properties": fields,
         "additionalProperties": settings.unknown_fields == "ignore",
     }
     rows = {"type": "array", "maxItems": settings.max_rows, "items": {"$ref": "#/components/schemas/Row"}}
     probability = {"type": "number", "minimum": 0, "maximum": 1}
-    who = {"model": {"type": "string"}, "version": {"type": "string"}, "request_id": {"type": "string"}}
+    who = {"model": _TEXT, "version": _TEXT, "request_id": _TEXT}
     example = example_row(model)
     columns = list(example)
     user = {column: example[column] for column in columns[: len(columns) // 2]}
@@ -50,17 +54,13 @@ def schema_of(model: ServedModel, settings: ServerSettings) -> dict[str, dict[st
             "additionalProperties": False,
             "example": {"rows": [example, dict.fromkeys(example)]},
         },
-        "ScoreResponse": {
-            "type": "object",
-            "properties": who
+        "ScoreResponse": _exactly(
+            who
             | {
-                "scores": {
-                    "type": "object",
-                    "description": "A list for each task, in the order of the rows.",
-                    "properties": {name: {"type": "array", "items": probability} for name in model.outputs},
-                }
-            },
-        },
+                "scores": _exactly({name: {"type": "array", "items": probability} for name in model.outputs})
+                | {"description": "A list for each task, in the order of the rows."}
+            }
+        ),
         "RankRequest": {
             "type": "object",
             "properties": {
@@ -73,21 +73,39 @@ def schema_of(model: ServedModel, settings: ServerSettings) -> dict[str, dict[st
             "additionalProperties": False,
             "example": {"user": user, "candidates": [candidate, dict.fromkeys(candidate)], "k": 1},
         },
-        "RankResponse": {
-            "type": "object",
-            "properties": who
+        "RankResponse": _exactly(
+            who
             | {
                 "ranking": {
                     "type": "array",
                     "description": "The best candidates, best first.",
-                    "items": {
-                        "type": "object",
-                        "properties": {"index": {"type": "integer", "description": "Place in the request."}}
-                        | dict.fromkeys(model.outputs, probability),
-                    },
+                    "items": _exactly(
+                        {"index": {"type": "integer", "description": "Place in the request."}}
+                        | dict.fromkeys(model.outputs, probability)
+                    ),
                 }
+            }
+        ),
+        "Health": _exactly({"status": _TEXT}),
+        "Ready": {
+            "type": "object",
+            "properties": {
+                "status": _TEXT,
+                "model": _TEXT,
+                "version": _TEXT,
+                "registry": {
+                    "type": "object",
+                    "properties": {
+                        "reachable": {"type": "boolean"},
+                        "seconds_since_reached": {"type": "number"},
+                        "refused_version": {"type": ["string", "null"]},
+                    },
+                },
             },
+            "required": ["status"],
         },
+        "Models": _exactly({"models": {"type": "array", "items": {"type": "object"}}}),
+        "Description": {"type": "object"},
     }
 
 
@@ -114,6 +132,8 @@ _STATUSES = {
     "500": "An error of the server.",
     "503": "No model yet, or the deadline passed. Retry-After says when to ask again.",
 }
+LONGEST_TIMEOUT_MS = 999_999_999
+"""The largest number that is read; a deadline is never later than the server's own."""
 HEADERS = [
     {
         "name": "X-Request-Id",
@@ -125,9 +145,25 @@ HEADERS = [
         "name": "X-Timeout-Ms",
         "in": "header",
         "description": "The scores are of no use after so many milliseconds.",
-        "schema": {"type": "integer", "minimum": 1},
+        "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
     },
 ]
+
+
+def question(name: str | None = None, *, key: bool = True, model: bool = False) -> dict[str, Any]:
+    """What a route without a body adds to its description.
+
+    Args:
+        name: Schema of its answer; without one the answer is text.
+        key: Whether it asks for a key.
+        model: Whether it needs a model.
+    """
+    answer = {JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}} if name else {"text/plain": {"schema": _TEXT}}
+    refused = [status for status, given in (("401", key), ("503", model), ("500", True)) if given]
+    described = errors({status: _STATUSES[status] for status in refused})
+    if name == "Ready":
+        described["503"] = {"description": "There is no model yet.", "content": answer}
+    return {"responses": {"200": {"description": "The answer.", "content": answer}} | described}
 
 
 def operation(name: str, *, streams: bool) -> dict[str, Any]:
@@ -151,19 +187,36 @@ def errors(statuses: dict[str, str]) -> dict[str, Any]:
 
 def example_row(model: ServedModel) -> dict[str, Any]:
     """A row that the model can score."""
-    return {column: _example(kind) for column, kind in model.types.items()}
+    sizes = _sizes(model.scorer.spec)
+    return {column: _example(kind, sizes.get(column, 1)) for column, kind in model.types.items()}
 
 
-def _field(kind: str, settings: ServerSettings) -> dict[str, Any]:
+def _sizes(spec: FeatureSpec) -> dict[str, int]:
+    """Of columns with lists of one length: that length."""
+    return {feature.column: feature.size for feature in spec.features if isinstance(feature, VectorFeature)}
+
+
+def _field(kind: str, max_list: int, size: int | None) -> dict[str, Any]:
     if kind == "any":
         return {}
-    inner = _FIELDS[kind.removesuffix("[]")]
-    field = {"type": "array", "maxItems": settings.max_list, "items": inner} if kind.endswith("[]") else dict(inner)
+    field = dict(_FIELDS[kind.removesuffix("[]")])
+    if kind.endswith("[]"):
+        field = {"type": "array", "minItems": size or 0, "maxItems": size or max_list, "items": field}
     return field | {"type": [field["type"], "null"]}
 
 
-def _example(kind: str) -> Any:
+def _exactly(properties: dict[str, Any]) -> dict[str, Any]:
+    """An object with these properties, all of them, and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _example(kind: str, size: int) -> Any:
     if kind == "any":
         return None
     value = _EXAMPLES[kind.removesuffix("[]")]
-    return [value] if kind.endswith("[]") else value
+    return [value] * size if kind.endswith("[]") else value

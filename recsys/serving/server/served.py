@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from features.batch import Batch
-from features.errors import ArtifactError
+from features.errors import ArtifactError, DataError
 from recsys.serving.scorer import Scorer
 from recsys.serving.server.announcement import Announcement
 from recsys.serving.server.unseen import UnseenIds
@@ -55,7 +55,7 @@ class ServedModel:
         torch.set_num_threads(1)
         model = cls(announcement, Scorer.load(Path(announcement.folder)))
         for rows in WARM_UP_ROWS:
-            scores = model.score(model.encode([model.nulls] * rows))
+            scores = model.scorer.score(model.encode([model.nulls] * rows))
             if not (np.isfinite(scores).all() and ((scores >= 0) & (scores <= 1)).all()):
                 raise ArtifactError(
                     "the model gives no probability for a row of nulls",
@@ -74,11 +74,29 @@ class ServedModel:
         pipeline = self.scorer.bundle.pipeline
         if isinstance(rows, pl.DataFrame):
             return pipeline.encode_frame(rows)
-        return pipeline.encode(rows, shared=shared)
+        try:
+            return pipeline.encode(rows, shared=shared)
+        except RecursionError:  # of the error that would show the value
+            raise DataError("a value is nested too deeply", expected="plain values or lists of them") from None
 
     def score(self, batch: Batch) -> np.ndarray:
-        """[B, T] probabilities."""
-        return self.scorer.score(batch)
+        """[B, T] probabilities.
+
+        Raises:
+            DataError: A number is so large that there is none.
+        """
+        scores = self.scorer.score(batch)
+        if not np.isfinite(scores).all():
+            dense = batch.dense[torch.from_numpy(~np.isfinite(scores).all(1))].abs()
+            names = self.scorer.bundle.pipeline.layout.dense_names
+            in_vector = not names or bool((batch.vectors.abs() > dense.max()).any())
+            raise DataError(
+                "a number is so large that there is no probability",
+                field=None if in_vector else names[int(dense.max(0).values.argmax())],
+                expected="numbers of the size that the model was trained on",
+                mend="write null for what is not known, or train with `clip`",
+            )
+        return scores
 
     def describe(self) -> dict[str, Any]:
         """What a client may know about it."""
