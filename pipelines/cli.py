@@ -43,6 +43,10 @@ TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
 ]
 Workspace = Annotated[Path, typer.Option("--workspace", help="Where the MLflow store is looked for.")]
+ValuesOf = Annotated[
+    str | None,
+    typer.Option("--data", help="A file or glob of rows that hold the values or items; a run has its own."),
+]
 
 
 @app.command()
@@ -220,8 +224,97 @@ def score(
         from pipelines.score import score
 
         uri = _tracking_uri(tracking_uri, workspace)
-        columns = [column for column in keep.split(",") if column]
-        job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=columns)
+        job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=_names(keep))
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or the folder of a run or of a bundle.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or .arrow for Arrow.")],
+    as_json: Json = False,
+    feature: Annotated[str | None, typer.Option("--feature", help="A vector for each value of this feature.")] = None,
+    item: Annotated[
+        str, typer.Option("--item", help="A vector for each item: what these features, separated by commas, read.")
+    ] = "",
+    data: ValuesOf = None,
+    keep: Annotated[str, typer.Option("--keep", help="Columns carried along, separated by commas.")] = "",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the numbers: fp32 or fp16.")] = "fp32",
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Write a vector for each value of a feature, or for each item, to Parquet or Arrow.
+
+    `recsys export models:/synthetic@champion ads.parquet --feature ad_id --data events.parquet`
+
+    `recsys export work/synthetic/runs/0001 items.arrow --item ad_id,publisher_id,tags --dtype fp16`
+    """
+    if (feature is None) == (not item):
+        raise typer.BadParameter("give one of the two", param_hint="--feature or --item")
+    if dtype not in ("fp32", "fp16"):
+        raise typer.BadParameter("give fp32 or fp16", param_hint="--dtype")
+    with _job(as_json) as job:
+        from pipelines import export as jobs
+
+        wanted = jobs.Wanted(feature, tuple(_names(item)), tuple(_names(keep)), dtype == "fp16")
+        uri = _tracking_uri(tracking_uri, workspace)
+        job.result = jobs.export(model, out, job.console, tracking_uri=uri, data=data, wanted=wanted)
+
+
+@app.command()
+def neighbours(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE",
+            help="`models:/NAME@ALIAS`, the folder of a run or of a bundle, or what `export` wrote.",
+        ),
+    ],
+    query: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=VALUE", help="A feature and its value; of items a column, or several."),
+    ],
+    as_json: Json = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    by: Annotated[str, typer.Option("--by", help="cosine, or dot for inner products.")] = "cosine",
+    index: Annotated[
+        str, typer.Option("--index", help="exact, or ivf, which may miss some and takes long to build.")
+    ] = "exact",
+    min_count: Annotated[int, typer.Option("--min-count", min=1, help="Candidates occur so often in the data.")] = 1,
+    item: Annotated[
+        str, typer.Option("--item", help="Items in place of values: the features, separated by commas.")
+    ] = "",
+    data: ValuesOf = None,
+    keep: Annotated[str, typer.Option("--keep", help="Columns to show, such as titles, separated by commas.")] = "",
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Show which values, or items, a model holds to be most alike; needs FAISS (extra `neighbours`).
+
+    `recsys neighbours work/movielens_1m/runs/0001 movie_id=1193 --keep title,genres --min-count 50`
+
+    `recsys neighbours ads.parquet ad_id=17 -k 5 --by dot`
+    """
+    for option, value, known in (("--by", by, ("cosine", "dot")), ("--index", index, ("exact", "ivf"))):
+        if value not in known:
+            raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
+    with _job(as_json) as job:
+        from pipelines.neighbours import neighbours
+
+        job.result = neighbours(
+            source,
+            query,
+            job.console,
+            tracking_uri=_tracking_uri(tracking_uri, workspace),
+            data=data,
+            item=_names(item),
+            keep=_names(keep),
+            k=k,
+            similarity=by,  # type: ignore[arg-type]
+            index=index,  # type: ignore[arg-type]
+            min_count=min_count,
+        )
 
 
 @app.command(name="off-policy")
@@ -796,6 +889,11 @@ def _load(config: Path, overrides: list[str] | None) -> Any:
     from pipelines.config import load_config
 
     return load_config(config, overrides or [])
+
+
+def _names(text: str) -> list[str]:
+    """What stands between commas."""
+    return [name for name in text.split(",") if name]
 
 
 def _tracking_uri(given: str | None, workspace: Path) -> str:
