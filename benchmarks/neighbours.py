@@ -62,7 +62,7 @@ def genre_overlap(vectors: np.ndarray, genres: list[list[str]], k: int = K) -> d
     both = has @ has.T
     jaccard = both / (has.sum(1)[:, None] + has.sum(1) - both)
     _, rows = Neighbours(vectors).of_rows(np.arange(len(vectors)), k)
-    found = {}
+    found: dict[str, float] = {}
     for name, alike in (("jaccard", jaccard), ("in_common", (both > 0).astype(np.float64))):
         near = np.take_along_axis(alike, rows, 1).mean(1)
         any_other = (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.errors import ConfigError, DataError, list_names, nearest
+from features.errors import ConfigError, DataError, did_you_mean, list_names
 from features.ops.cast import text_encoder
 from pipelines.console import Console
 from pipelines.vectors import (
@@ -146,24 +146,22 @@ def _place(table: pa.Table, about: Mapping[str, Any], wanted: Mapping[str, str])
     match = np.ones(len(table), bool)
     for name, value in wanted.items():
         if name not in known:
-            close = nearest(name, known)
             raise ConfigError(
                 "the vectors are not of this",
                 field=name,
                 expected=f"one of {list_names(known)}",
-                mend=f"did you mean {close!r}?" if close else None,
+                mend=did_you_mean(name, known),
             )
         column = VALUE if "feature" in about else name
         texts = [None if one is None else str(one) for one in table.column(column).to_pylist()]
         text = text_encoder(about["value_dtype"], name)(value) if about.get("value_dtype") else value
         match &= np.array([one == text for one in texts])
         if not match.any():
-            close = nearest(value, (one for one in texts if one))
             raise DataError(
                 "there is no such value in the data",
                 field=name,
                 found=repr(value),
-                mend=f"did you mean {close!r}?" if close else "name one that occurs in the data",
+                mend=did_you_mean(value, (one for one in texts if one), "name one that occurs in the data"),
             )
     places = match.nonzero()[0]
     if len(places) > 1:

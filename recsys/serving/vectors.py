@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from features.batch import Batch
-from features.errors import ConfigError, list_names, nearest
+from features.errors import ConfigError, did_you_mean, list_names
 from features.fingerprint import FINGERPRINT_VERSION
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
 from recsys.models.ctr import CTRModel
@@ -223,12 +223,11 @@ def _feature_of(output: str) -> str:
 
 def _check_known(name: str, known: Sequence[str], what: str = "feature") -> None:
     if name not in known:
-        close = nearest(name, known)
         raise ConfigError(
             f"there is no such {what}",
             field=name,
             expected=f"one of {list_names(known)}",
-            mend=f"did you mean {close!r}?" if close else None,
+            mend=did_you_mean(name, known),
         )
 
 
