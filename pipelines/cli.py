@@ -33,6 +33,17 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Overrides, such as `train.epochs=3`.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+AnyModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
+]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
+    ),
+]
+Split = Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")]
+Keep = Annotated[str, typer.Option("--keep", help="Columns carried along, such as titles, separated by commas.")]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or glob of raw rows.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of 0 and 1; looked for by default.")]
 Time = Annotated[str | None, typer.Option("--time", help="Column with the time; looked for by default.")]
@@ -137,12 +148,7 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
-        ),
-    ],
+    target: Target,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -163,8 +169,7 @@ def evaluate(
 
     `recsys evaluate models:/synthetic@challenger events.parquet --out report`
     """
-    if split not in ("test", "valid"):
-        raise typer.BadParameter("give test or valid", param_hint="--split")
+    _check_choice("--split", split, "test", "valid")
     with _job(as_json) as job:
         from recsys.serving.registry import is_model_uri
 
@@ -211,7 +216,7 @@ def score(
     source: Annotated[str, typer.Argument(metavar="IN", help="A file or glob of raw rows.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The Parquet file to write.")],
     as_json: Json = False,
-    keep: Annotated[str, typer.Option("--keep", help="Columns carried along, separated by commas.")] = "",
+    keep: Keep = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows scored at a time.")] = 65_536,
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
@@ -229,9 +234,7 @@ def score(
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or the folder of a run or of a bundle.")
-    ],
+    model: AnyModel,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or .arrow for Arrow.")],
     as_json: Json = False,
     feature: Annotated[str | None, typer.Option("--feature", help="A vector for each value of this feature.")] = None,
@@ -239,7 +242,7 @@ def export(
         str, typer.Option("--item", help="A vector for each item: what these features, separated by commas, read.")
     ] = "",
     data: ValuesOf = None,
-    keep: Annotated[str, typer.Option("--keep", help="Columns carried along, separated by commas.")] = "",
+    keep: Keep = "",
     dtype: Annotated[str, typer.Option("--dtype", help="Of the numbers: fp32 or fp16.")] = "fp32",
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
@@ -252,8 +255,7 @@ def export(
     """
     if (feature is None) == (not item):
         raise typer.BadParameter("give one of the two", param_hint="--feature or --item")
-    if dtype not in ("fp32", "fp16"):
-        raise typer.BadParameter("give fp32 or fp16", param_hint="--dtype")
+    _check_choice("--dtype", dtype, "fp32", "fp16")
     with _job(as_json) as job:
         from pipelines import export as jobs
 
@@ -286,7 +288,7 @@ def neighbours(
         str, typer.Option("--item", help="Items in place of values: the features, separated by commas.")
     ] = "",
     data: ValuesOf = None,
-    keep: Annotated[str, typer.Option("--keep", help="Columns to show, such as titles, separated by commas.")] = "",
+    keep: Keep = "",
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
@@ -296,9 +298,8 @@ def neighbours(
 
     `recsys neighbours ads.parquet ad_id=17 -k 5 --by dot`
     """
-    for option, value, known in (("--by", by, ("cosine", "dot")), ("--index", index, ("exact", "ivf"))):
-        if value not in known:
-            raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
+    _check_choice("--by", by, "cosine", "dot")
+    _check_choice("--index", index, "exact", "ivf")
     with _job(as_json) as job:
         from pipelines.neighbours import neighbours
 
@@ -319,9 +320,7 @@ def neighbours(
 
 @app.command(name="off-policy")
 def off_policy(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or the folder of a run or of a bundle.")
-    ],
+    model: AnyModel,
     log: Annotated[str, typer.Argument(metavar="LOG", help="A file or glob of logged rows with propensities.")],
     as_json: Json = False,
     policy: Annotated[str, typer.Option("--policy", help="softmax or epsilon-greedy.")] = "softmax",
@@ -374,8 +373,7 @@ def off_policy(
 
     `recsys off-policy models:/shop@challenger log.parquet --policy epsilon-greedy --clip 20`
     """
-    if policy not in ("softmax", "epsilon-greedy"):
-        raise typer.BadParameter("give softmax or epsilon-greedy", param_hint="--policy")
+    _check_choice("--policy", policy, "softmax", "epsilon-greedy")
     with _job(as_json) as job:
         from pipelines import off_policy as jobs
 
@@ -441,12 +439,8 @@ def serve(
 
     `recsys serve models:/synthetic@champion --log logs/predictions --log-sample 0.1`
     """
-    for option, value, known in (
-        ("--unknown-fields", unknown_fields, ("ignore", "refuse")),
-        ("--role", role, ("champion", "challenger")),
-    ):
-        if value not in known:
-            raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
+    _check_choice("--unknown-fields", unknown_fields, "ignore", "refuse")
+    _check_choice("--role", role, "champion", "challenger")
     with _job(as_json) as job:
         from pipelines.serve import serve
 
@@ -476,9 +470,7 @@ def serve(
 
 @app.command()
 def convert(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
-    ],
+    model: AnyModel,
     format: Annotated[str, typer.Option("--format", help="fp32, bf16, fp16, int8, int4 or int2.")],
     data: Annotated[
         str | None,
@@ -511,9 +503,7 @@ def convert(
 
 @app.command()
 def prune(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
-    ],
+    model: AnyModel,
     keep: Annotated[float, typer.Option("--keep", help="Share of the rows to keep, such as 0.5.")],
     data: Annotated[
         str | None,
@@ -557,7 +547,7 @@ def compare(
     ],
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")] = "test",
+    split: Split = "test",
     by: Annotated[
         str | None, typer.Option("--by", help="What was drawn: row or group; group if the data has groups.")
     ] = None,
@@ -576,8 +566,8 @@ def compare(
 
     `recsys compare models:/synthetic@champion models:/synthetic@challenger events.parquet --effect 0.001`
     """
-    if by not in (None, "row", "group"):
-        raise typer.BadParameter("give row or group", param_hint="--by")
+    if by is not None:
+        _check_choice("--by", by, "row", "group")
     if effect is not None and not effect > 0:
         raise typer.BadParameter("give a difference above 0", param_hint="--effect")
     with _job(as_json) as job:
@@ -691,12 +681,7 @@ def search(config: Config, overrides: Overrides = None, as_json: Json = False, r
 
 @app.command()
 def inspect(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
-        ),
-    ],
+    target: Target,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -707,7 +692,7 @@ def inspect(
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page about the table.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Of a model: sample at most so many rows.")] = 200_000,
-    split: Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")] = "train",
+    split: Split = "train",
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
@@ -883,6 +868,11 @@ def _job(as_json: bool) -> Iterator[_Job]:
         print(json.dumps(job.result, allow_nan=False), flush=True)
     if job.result.get("gates_failed"):
         raise typer.Exit(GATE_FAILED)
+
+
+def _check_choice(option: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
 
 
 def _load(config: Path, overrides: list[str] | None) -> Any:
