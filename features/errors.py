@@ -80,6 +80,17 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_fold[close[0]] if close else None
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    """Returns the mend for a name that is not known: the nearest one, or `otherwise` when nothing is close.
+
+    Example:
+        >>> did_you_mean("widht", ["width", "rows"]), did_you_mean("zzz", ["width", "rows"], "leave it out")
+        ("did you mean 'width'?", 'leave it out')
+    """
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else otherwise
+
+
 def list_names(names: Iterable[str], limit: int = 30) -> str:
     """Writes names for an error message, cut after `limit` of them.
 

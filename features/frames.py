@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from features.errors import DataError, list_names, nearest
+from features.errors import DataError, did_you_mean, list_names
 
 SPLIT_COLUMN = "__split__"
 """The column that names the split of a row."""
@@ -59,12 +59,11 @@ def require_column(name: str, known: Mapping[str, object], *, role: str | None =
     """
     if name not in known:
         given = [column for column in known if column not in OUR_COLUMNS]
-        close = nearest(name, given)
         raise DataError(
             "column is missing" if role is None else f"column is missing (the spec's {role})",
             field=name,
             found=f"columns {list_names(given)}",
-            mend=f"did you mean {close!r}?" if close else "add the column or change the spec",
+            mend=did_you_mean(name, given, "add the column or change the spec"),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from features.errors import ConfigError, list_names, nearest
+from features.errors import ConfigError, did_you_mean, list_names
 from features.layout import Layout
 from features.sql import roots, row_expressions
 from features.validation import Strict
@@ -366,12 +366,11 @@ class FeatureSpec(Strict):
         single = [item.name for item in self.features if isinstance(item, _SINGLE)]
         for name in cross.of:
             if name not in single:
-                close = nearest(name, single)
                 raise ConfigError(
                     f"cross of {name!r}, which is not a single-valued id feature of this spec",
                     field=f"features.{cross.name}.of",
                     expected=f"names of id, bucket, time, recency or frequency features: {list_names(single)}",
-                    mend=f"did you mean {close!r}?" if close else None,
+                    mend=did_you_mean(name, single),
                 )
         _check_unique(f"features.{cross.name}.of", cross.of)
 
@@ -433,12 +432,11 @@ class FeatureSpec(Strict):
             if feature.name == name:
                 return feature
         names = [feature.name for feature in self.features]
-        close = nearest(name, names)
         raise ConfigError(
             "no such feature",
             field=name,
             expected=f"one of {list_names(names)}",
-            mend=f"did you mean {close!r}?" if close else None,
+            mend=did_you_mean(name, names),
         )
 
     def digest(self) -> str:

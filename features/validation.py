@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from features.errors import ConfigError, list_names, nearest
+from features.errors import ConfigError, did_you_mean, list_names
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -58,12 +58,11 @@ def _config_error(model_cls: type[BaseModel], error: ValidationError, where: str
     kind, found = first["type"], first.get("input")
     if kind == "extra_forbidden":
         known = _field_names(types_on_path[-2] if len(types_on_path) > 1 else [model_cls])
-        close = nearest(str(location[-1]), known)
         return ConfigError(
             f"unknown key{more}",
             field=path,
             expected=f"one of {list_names(known)}",
-            mend=f"did you mean {close!r}?" if close else "remove the key",
+            mend=did_you_mean(str(location[-1]), known, "remove the key"),
         )
     if kind == "missing":
         return ConfigError(f"required key is missing{more}", field=path, mend=f"add {location[-1]!r}")
@@ -72,13 +71,12 @@ def _config_error(model_cls: type[BaseModel], error: ValidationError, where: str
         tag_key = str(context.get("discriminator", "")).strip("'")
         expected = str(context.get("expected_tags", "")).replace("'", "")
         tag = context.get("tag")
-        close = nearest(str(tag), expected.split(", ")) if tag is not None else None
         return ConfigError(
             f"unknown {tag_key}{more}" if tag is not None else f"key {tag_key!r} is missing{more}",
             field=f"{path}.{tag_key}",
             found=repr(tag) if tag is not None else None,
             expected=f"one of {expected}" if expected else None,
-            mend=f"did you mean {close!r}?" if close else None,
+            mend=did_you_mean(str(tag), expected.split(", ")) if tag is not None else None,
         )
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     mend = None
@@ -86,8 +84,7 @@ def _config_error(model_cls: type[BaseModel], error: ValidationError, where: str
         options = [
             text.strip("'") for text in str(first.get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")
         ]
-        close = nearest(str(found), options)
-        mend = f"did you mean {close!r}?" if close else None
+        mend = did_you_mean(str(found), options)
     return ConfigError(f"wrong value{more}", field=path, found=_short(found), expected=expected, mend=mend)
 
 

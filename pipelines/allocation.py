@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.errors import ArtifactError, ConfigError, list_names, nearest
+from features.errors import ArtifactError, ConfigError, did_you_mean, list_names
 from features.files import read_json, write_json
 from features.layout import Layout
 from recsys.embeddings.formats import FormatName
@@ -62,12 +62,11 @@ def read_allocation(path: Path, layout: Layout) -> Allocation:
     chunks, known = data["chunks"], (*layout.id_names, *layout.bag_names)
     for name, count in chunks.items():
         if name not in known:
-            close = nearest(name, known)
             raise ConfigError(
                 "the allocation names a feature that the spec does not have ids for",
                 field=f"{path}: chunks.{name}",
                 expected=f"one of {list_names(known)}",
-                mend=f"did you mean {close!r}?" if close else "search again with this spec",
+                mend=did_you_mean(name, known, "search again with this spec"),
             )
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 64:
             raise ConfigError(

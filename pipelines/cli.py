@@ -33,6 +33,17 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Overrides, such as `train.epochs=3`.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+AnyModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
+]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
+    ),
+]
+Split = Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")]
+Keep = Annotated[str, typer.Option("--keep", help="Columns carried along, such as titles, separated by commas.")]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or glob of raw rows.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of 0 and 1; looked for by default.")]
 Time = Annotated[str | None, typer.Option("--time", help="Column with the time; looked for by default.")]
@@ -43,6 +54,10 @@ TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
 ]
 Workspace = Annotated[Path, typer.Option("--workspace", help="Where the MLflow store is looked for.")]
+ValuesOf = Annotated[
+    str | None,
+    typer.Option("--data", help="A file or glob of rows that hold the values or items; a run has its own."),
+]
 
 
 @app.command()
@@ -133,12 +148,7 @@ def train(
 
 @app.command()
 def evaluate(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
-        ),
-    ],
+    target: Target,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -159,8 +169,7 @@ def evaluate(
 
     `recsys evaluate models:/synthetic@challenger events.parquet --out report`
     """
-    if split not in ("test", "valid"):
-        raise typer.BadParameter("give test or valid", param_hint="--split")
+    _check_choice("--split", split, "test", "valid")
     with _job(as_json) as job:
         from recsys.serving.registry import is_model_uri
 
@@ -207,7 +216,7 @@ def score(
     source: Annotated[str, typer.Argument(metavar="IN", help="A file or glob of raw rows.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The Parquet file to write.")],
     as_json: Json = False,
-    keep: Annotated[str, typer.Option("--keep", help="Columns carried along, separated by commas.")] = "",
+    keep: Keep = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows scored at a time.")] = 65_536,
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
@@ -220,15 +229,98 @@ def score(
         from pipelines.score import score
 
         uri = _tracking_uri(tracking_uri, workspace)
-        columns = [column for column in keep.split(",") if column]
-        job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=columns)
+        job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=_names(keep))
+
+
+@app.command()
+def export(
+    model: AnyModel,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or .arrow for Arrow.")],
+    as_json: Json = False,
+    feature: Annotated[str | None, typer.Option("--feature", help="A vector for each value of this feature.")] = None,
+    item: Annotated[
+        str, typer.Option("--item", help="A vector for each item: what these features, separated by commas, read.")
+    ] = "",
+    data: ValuesOf = None,
+    keep: Keep = "",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the numbers: fp32 or fp16.")] = "fp32",
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Write a vector for each value of a feature, or for each item, to Parquet or Arrow.
+
+    `recsys export models:/synthetic@champion ads.parquet --feature ad_id --data events.parquet`
+
+    `recsys export work/synthetic/runs/0001 items.arrow --item ad_id,publisher_id,tags --dtype fp16`
+    """
+    if (feature is None) == (not item):
+        raise typer.BadParameter("give one of the two", param_hint="--feature or --item")
+    _check_choice("--dtype", dtype, "fp32", "fp16")
+    with _job(as_json) as job:
+        from pipelines import export as jobs
+
+        wanted = jobs.Wanted(feature, tuple(_names(item)), tuple(_names(keep)), dtype == "fp16")
+        uri = _tracking_uri(tracking_uri, workspace)
+        job.result = jobs.export(model, out, job.console, tracking_uri=uri, data=data, wanted=wanted)
+
+
+@app.command()
+def neighbours(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE",
+            help="`models:/NAME@ALIAS`, the folder of a run or of a bundle, or what `export` wrote.",
+        ),
+    ],
+    query: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=VALUE", help="A feature and its value; of items a column, or several."),
+    ],
+    as_json: Json = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    by: Annotated[str, typer.Option("--by", help="cosine, or dot for inner products.")] = "cosine",
+    index: Annotated[
+        str, typer.Option("--index", help="exact, or ivf, which may miss some and takes long to build.")
+    ] = "exact",
+    min_count: Annotated[int, typer.Option("--min-count", min=1, help="Candidates occur so often in the data.")] = 1,
+    item: Annotated[
+        str, typer.Option("--item", help="Items in place of values: the features, separated by commas.")
+    ] = "",
+    data: ValuesOf = None,
+    keep: Keep = "",
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Show which values, or items, a model holds to be most alike; needs FAISS (extra `neighbours`).
+
+    `recsys neighbours work/movielens_1m/runs/0001 movie_id=1193 --keep title,genres --min-count 50`
+
+    `recsys neighbours ads.parquet ad_id=17 -k 5 --by dot`
+    """
+    _check_choice("--by", by, "cosine", "dot")
+    _check_choice("--index", index, "exact", "ivf")
+    with _job(as_json) as job:
+        from pipelines.neighbours import neighbours
+
+        job.result = neighbours(
+            source,
+            query,
+            job.console,
+            tracking_uri=_tracking_uri(tracking_uri, workspace),
+            data=data,
+            item=_names(item),
+            keep=_names(keep),
+            k=k,
+            similarity=by,  # type: ignore[arg-type]
+            index=index,  # type: ignore[arg-type]
+            min_count=min_count,
+        )
 
 
 @app.command(name="off-policy")
 def off_policy(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or the folder of a run or of a bundle.")
-    ],
+    model: AnyModel,
     log: Annotated[str, typer.Argument(metavar="LOG", help="A file or glob of logged rows with propensities.")],
     as_json: Json = False,
     policy: Annotated[str, typer.Option("--policy", help="softmax or epsilon-greedy.")] = "softmax",
@@ -281,8 +373,7 @@ def off_policy(
 
     `recsys off-policy models:/shop@challenger log.parquet --policy epsilon-greedy --clip 20`
     """
-    if policy not in ("softmax", "epsilon-greedy"):
-        raise typer.BadParameter("give softmax or epsilon-greedy", param_hint="--policy")
+    _check_choice("--policy", policy, "softmax", "epsilon-greedy")
     with _job(as_json) as job:
         from pipelines import off_policy as jobs
 
@@ -353,12 +444,8 @@ def serve(
 
     `recsys serve models:/synthetic@champion --log logs/predictions --log-sample 0.1`
     """
-    for option, value, known in (
-        ("--unknown-fields", unknown_fields, ("ignore", "refuse")),
-        ("--role", role, ("champion", "challenger")),
-    ):
-        if value not in known:
-            raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
+    _check_choice("--unknown-fields", unknown_fields, "ignore", "refuse")
+    _check_choice("--role", role, "champion", "challenger")
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
         raise typer.BadParameter("TLS needs the server's certificate and its key", param_hint="--tls-cert, --tls-key")
     with _job(as_json) as job:
@@ -392,9 +479,7 @@ def serve(
 
 @app.command()
 def convert(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
-    ],
+    model: AnyModel,
     format: Annotated[str, typer.Option("--format", help="fp32, bf16, fp16, int8, int4 or int2.")],
     data: Annotated[
         str | None,
@@ -427,9 +512,7 @@ def convert(
 
 @app.command()
 def prune(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
-    ],
+    model: AnyModel,
     keep: Annotated[float, typer.Option("--keep", help="Share of the rows to keep, such as 0.5.")],
     data: Annotated[
         str | None,
@@ -473,7 +556,7 @@ def compare(
     ],
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")] = "test",
+    split: Split = "test",
     by: Annotated[
         str | None, typer.Option("--by", help="What was drawn: row or group; group if the data has groups.")
     ] = None,
@@ -492,8 +575,8 @@ def compare(
 
     `recsys compare models:/synthetic@champion models:/synthetic@challenger events.parquet --effect 0.001`
     """
-    if by not in (None, "row", "group"):
-        raise typer.BadParameter("give row or group", param_hint="--by")
+    if by is not None:
+        _check_choice("--by", by, "row", "group")
     if effect is not None and not effect > 0:
         raise typer.BadParameter("give a difference above 0", param_hint="--effect")
     with _job(as_json) as job:
@@ -607,12 +690,7 @@ def search(config: Config, overrides: Overrides = None, as_json: Json = False, r
 
 @app.command()
 def inspect(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|RUN|MODEL", help="A YAML file, a run's or a bundle's folder, or `models:/NAME@ALIAS`."
-        ),
-    ],
+    target: Target,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -623,7 +701,7 @@ def inspect(
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page about the table.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Of a model: sample at most so many rows.")] = 200_000,
-    split: Annotated[str, typer.Option("--split", help="Of prepared data: train, valid or test.")] = "train",
+    split: Split = "train",
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
@@ -801,10 +879,20 @@ def _job(as_json: bool) -> Iterator[_Job]:
         raise typer.Exit(GATE_FAILED)
 
 
+def _check_choice(option: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise typer.BadParameter(f"give {' or '.join(known)}", param_hint=option)
+
+
 def _load(config: Path, overrides: list[str] | None) -> Any:
     from pipelines.config import load_config
 
     return load_config(config, overrides or [])
+
+
+def _names(text: str) -> list[str]:
+    """What stands between commas."""
+    return [name for name in text.split(",") if name]
 
 
 def _tracking_uri(given: str | None, workspace: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from features.errors import ConfigError, list_names, nearest
+from features.errors import ConfigError, did_you_mean, list_names
 from features.reading.joins import JoinConfig
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
@@ -161,12 +161,11 @@ def check_metric(field: str, name: str, known: Sequence[str], otherwise: str) ->
         ConfigError: Says which one was meant, perhaps.
     """
     if name not in known:
-        close = nearest(name, known)
         raise ConfigError(
             "no such metric",
             field=field,
             expected=f"one of {list_names(known)}",
-            mend=f"did you mean {close!r}?" if close else otherwise,
+            mend=did_you_mean(name, known, otherwise),
         )
 
 

@@ -1,4 +1,4 @@
-"""A model card (Mitchell et al. 2019) from facts alone: what a model gives, what it was made of and did, its limits.
+"""The model card of a report (Mitchell et al. 2019): the facts of the model, its training and its test, and its limits.
 
 What only its owner can know, such as who is affected and what it must not be used for, is not made up.
 """
@@ -12,11 +12,11 @@ import numpy as np
 
 from features.errors import list_names
 from features.storage.store import Store
-from pipelines.console import bytes_text
 from pipelines.prepare import dropped_of
 from recsys.evaluation.report import cell_text, interval_text
 from recsys.serving.bundle import Bundle
-from recsys.serving.signature import column_types, output_names
+from recsys.serving.model_card import model_facts
+from recsys.serving.signature import column_types
 
 _UNSEEN = 0.01
 _FEATURES = 3
@@ -48,15 +48,13 @@ def model_card(
     Returns:
         facts (`what` and `value` a line) and limits (sentences).
     """
-    spec, plan, config = bundle.pipeline.spec, bundle.model.plan, bundle.model.config
+    spec = bundle.pipeline.spec
     metrics, intervals = figures["metrics"], figures["intervals"]
     span = figures["days"]
     facts = {
         "model": name,
-        "gives": ", ".join(f"{out}, the probability of {label}" for out, label in _pairs(bundle)),
+        **model_facts(bundle.model, bundle.pipeline, bundle.calibration),
         "reads": list_names(f"{column} ({kind})" for column, kind in column_types(spec).items()),
-        "made of": f"{config.interaction} over a {plan.kind} table of {plan.rows:,} rows x {plan.width} in "
-        f"{plan.format}, {bytes_text(plan.table_bytes)}, {plan.lookups} lookups an example",
         **_training(store, origin, trained),
         "tested on": f"{tested_on}: {metrics['rows']:,} rows, of which {cell_text(metrics['base_rate'])} positive"
         + ("" if span is None else f", {span[0]} to {span[1]}"),
@@ -68,11 +66,6 @@ def model_card(
         "facts": [{"what": what, "value": value} for what, value in facts.items()],
         "limits": [*limits, *_limits(figures, spec.group)],
     }
-
-
-def _pairs(bundle: Bundle) -> list[tuple[str, str]]:
-    spec = bundle.pipeline.spec
-    return list(zip(output_names(spec), spec.labels, strict=True))
 
 
 def _training(store: Store | None, origin: str | None, trained: Mapping[str, Any] | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from features.errors import ArtifactError, ConfigError, DataError, list_names, nearest
+from features.errors import ArtifactError, ConfigError, DataError, did_you_mean, list_names
 from features.folders import remove_leftovers, spool_beside
 from features.frames import schema_of
 from features.pipeline import FeaturePipeline
@@ -338,13 +338,12 @@ def recipe_named(name: str) -> Any:
         ConfigError: There is none.
     """
     if name not in RECIPES:
-        close = nearest(name, RECIPES)
         raise ConfigError(
             "there is no such recipe",
             field="data.recipe",
             found=name,
             expected=f"one of {list_names(RECIPES)}",
-            mend=f"did you mean {close!r}?" if close else "use a recipe, or data.source for files of your own",
+            mend=did_you_mean(name, RECIPES, "use a recipe, or data.source for files of your own"),
         )
     return RECIPES[name]
 

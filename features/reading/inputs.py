@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from features.errors import DataError, list_names, nearest
+from features.errors import DataError, did_you_mean, list_names
 from features.frames import first_line
 
 Kind = Literal["parquet", "csv", "tsv", "ndjson", "ipc", "delta"]
@@ -205,8 +205,7 @@ def _is_hidden(path: str) -> bool:
 def _existing(file: Path) -> Path:
     if not file.is_file():
         siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        close = nearest(file.name, siblings)
-        mend = f"did you mean {close!r}?" if close else "check the path"
+        mend = did_you_mean(file.name, siblings, "check the path")
         raise DataError("file is missing", field=str(file), mend=mend)
     return file
 

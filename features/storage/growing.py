@@ -46,7 +46,7 @@ class GrowingShard:
         for number, stream in enumerate(others):
             self._files[stream] = self._path.with_name(f".{self._path.name}.{number}").open("w+b")
         for column in self._values:
-            self._files[_offsets(column)].write(np.zeros(1, np.int64))
+            self._files[_offsets(column)].write(bytes(8))
 
     def append(self, piece: pl.DataFrame, fixed: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
         """Appends some rows of an encoded piece.
@@ -57,7 +57,7 @@ class GrowingShard:
             rows: The numbers of the rows in the piece, rising.
         """
         for column, values in fixed.items():
-            self._files[column].write(values.take(rows, axis=0, mode="clip"))
+            self._files[column].write(values.take(rows, axis=0, mode="clip").data)
         if self._values:
             kinds = {column: self._types[column] for column in self._values}
             wanted = np.zeros(piece.height, dtype=bool)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from features.errors import ConfigError, nearest
+from features.errors import ConfigError, did_you_mean
 from recsys.embeddings.formats import FormatName
 from recsys.models.ctr import CTRModel
 
@@ -65,13 +65,12 @@ def check_format(format: str) -> FormatName:
     for name in FORMATS:
         if name == format:
             return name
-    close = nearest(format, FORMATS)
     raise ConfigError(
         "there is no such row format",
         field="format",
         found=format,
         expected=", ".join(FORMATS),
-        mend=f"did you mean {close!r}?" if close else None,
+        mend=did_you_mean(format, FORMATS),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from features.batch import Batch
-from features.errors import ConfigError, DataError, nearest
+from features.errors import ConfigError, DataError, did_you_mean
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.models.compact import check_not_pruned, exact_rows, values_kept
 from recsys.models.ctr import CTRModel
@@ -179,13 +179,12 @@ def check_importance(name: str) -> ImportanceName:
     for known in IMPORTANCES:
         if known == name:
             return known
-    close = nearest(name, IMPORTANCES)
     raise ConfigError(
         "there is no such importance",
         field="by",
         found=name,
         expected=" or ".join(IMPORTANCES),
-        mend=f"did you mean {close!r}?" if close else None,
+        mend=did_you_mean(name, IMPORTANCES),
     )
 
 

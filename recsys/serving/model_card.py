@@ -9,7 +9,7 @@ from features.fingerprint import FINGERPRINT_VERSION
 from features.pipeline import FeaturePipeline
 from recsys.models.ctr import CTRModel
 from recsys.serving.calibration import Calibration
-from recsys.serving.signature import column_types
+from recsys.serving.signature import column_types, output_names
 
 
 def model_card(
@@ -23,29 +23,15 @@ def model_card(
         calibration: None for a model without.
         metrics: those that are numbers are shown.
     """
-    plan, config = model.plan, model.config
-    parameters = sum(p.numel() for p in model.dense_parameters().values())
-    hidden = " x ".join(map(str, config.hidden)) or "none"
-    facts = {
-        "predicts": ", ".join(f"the probability of `{name}`" for name in pipeline.layout.label_names),
-        "calibration": f"{calibration.method}, fitted on the validation split" if calibration else "none",
-        "network": f"{config.interaction}, hidden layers {hidden}, {parameters:,} parameters in fp32",
-        "embedding table": f"{plan.kind}, {plan.rows:,} rows of {plan.width} values in {plan.format}",
-        "bytes of the table and its indices": f"{plan.table_bytes:,}",
-        "lookups an example": plan.lookups,
-        "feature spec": f"sha256 `{pipeline.spec.digest()}`",
-        "encoding of features": f"sha256 `{pipeline.digest()}`",
-        "versions": f"fingerprint {FINGERPRINT_VERSION}, hash {plan.hash_version}",
-    }
     columns = [(f"`{name}`", kind) for name, kind in column_types(pipeline.spec).items()]
     features = [
         (f"`{line['feature']}`", line["region"], line["chunks"], line["width"], f"{line['values']:,}")
-        for line in plan.summary()
+        for line in model.plan.summary()
     ]
     numbers = [(name, f"{value:.6g}") for name, value in metrics.items() if isinstance(value, int | float)]
     parts = [
         "# Model card",
-        _table(("what", "value"), list(facts.items())),
+        _table(("what", "value"), list(model_facts(model, pipeline, calibration).items())),
         "## Input columns",
         "Each may be null; other columns are not read.",
         _table(("column", "type"), columns),
@@ -56,6 +42,31 @@ def model_card(
     if numbers:
         parts += ["## Metrics", "As measured when the bundle was written.", _table(("metric", "value"), numbers)]
     return "\n\n".join(parts) + "\n"
+
+
+def model_facts(model: CTRModel, pipeline: FeaturePipeline, calibration: Calibration | None) -> dict[str, str]:
+    """What a model gives and is made of; every card of a model says it in these words.
+
+    Args:
+        model: trained.
+        pipeline: fitted.
+        calibration: None for a model without.
+    """
+    plan, config = model.plan, model.config
+    parameters = sum(p.numel() for p in model.dense_parameters().values())
+    hidden = " x ".join(map(str, config.hidden)) or "none"
+    outputs = zip(output_names(pipeline.spec), pipeline.spec.labels, strict=True)
+    return {
+        "predicts": ", ".join(f"{output}, the probability of {label}" for output, label in outputs),
+        "calibrated by": f"{calibration.method}, fitted on the validation split" if calibration else "nothing",
+        "network": f"{config.interaction}, hidden layers {hidden}, {parameters:,} parameters in fp32",
+        "embedding table": f"{plan.kind}, {plan.rows:,} rows of {plan.width} values in {plan.format}",
+        "bytes of the table and its indices": f"{plan.table_bytes:,}",
+        "lookups an example": f"{plan.lookups:,}",
+        "feature spec": f"sha256 {pipeline.spec.digest()}",
+        "encoding of features": f"sha256 {pipeline.digest()}",
+        "versions": f"fingerprint {FINGERPRINT_VERSION}, hash {plan.hash_version}",
+    }
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

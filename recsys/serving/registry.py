@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from features.errors import ArtifactError, ConfigError, list_names, nearest
+from features.errors import ArtifactError, ConfigError, did_you_mean, list_names
 from features.frames import first_line
 from features.spec import FeatureSpec
 from recsys.serving.signature import signature_of
@@ -362,12 +362,11 @@ class Registry:
             known = self._has_model(name)
             models = [] if known else [model.name for model in self._client.search_registered_models()]
         if not known:
-            close = nearest(name, models)
             raise ArtifactError(
                 "no such registered model",
                 field=field,
                 found=list_names(models) or "an empty registry",
-                mend=f"did you mean {close!r}?" if close else f"register it first, or look elsewhere than {self.uri}",
+                mend=did_you_mean(name, models, f"register it first, or look elsewhere than {self.uri}"),
             )
 
     def _has_model(self, name: str) -> bool:

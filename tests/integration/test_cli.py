@@ -28,6 +28,8 @@ VERBS = (
     "evaluate",
     "register",
     "score",
+    "export",
+    "neighbours",
     "serve",
     "convert",
     "prune",

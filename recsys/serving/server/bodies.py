@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from features.errors import DataError, list_names, nearest
+from features.errors import DataError, did_you_mean, list_names
 from recsys.serving.server import arrow
 from recsys.serving.server.refusal import Refusal
 from recsys.serving.server.served import ServedModel
@@ -147,8 +147,7 @@ class BodyReader:
             return
         fields.unknown += len(names) * weight
         if self._refuse_unknown:
-            close = nearest(names[0], model.types)
-            mend = f"did you mean {close!r}?" if close else "leave it out"
+            mend = did_you_mean(names[0], model.types, "leave it out")
             error = DataError("the model reads no such field", field=names[0], mend=mend)
             raise Refusal(422, "unknown_field", str(error), field=names[0])
 
@@ -169,9 +168,9 @@ def _object(body: bytes, known: tuple[str, ...], required: tuple[str, ...]) -> d
         raise _malformed(f"the body is no JSON object. Found: {_kind(data)}")
     for key in data:
         if key not in known:
-            close = nearest(key, known)
-            mend = f". Mend: did you mean {close!r}?" if close else ""
-            raise Refusal(422, "unknown_key", f"{key}: unknown key. Expected: {list_names(known)}{mend}", field=key)
+            mend = did_you_mean(key, known)
+            told = f"{key}: unknown key. Expected: {list_names(known)}{f'. Mend: {mend}' if mend else ''}"
+            raise Refusal(422, "unknown_key", told, field=key)
     for key in required:
         if key not in data:
             raise Refusal(422, "missing_key", f"{key}: required key is missing", field=key)

@@ -166,9 +166,9 @@ def test_the_card_tells_what_the_bundle_holds(bundle: tuple[Path, CTRModel, Feat
     folder, model, pipeline = bundle
     card = (folder / "model_card.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if "|" in line]
-    assert ["predicts", "the probability of `click`, the probability of `buy`"] in rows
+    assert ["predicts", "p_click, the probability of click, p_buy, the probability of buy"] in rows
     assert ["bytes of the table and its indices", str(model.plan.table_bytes)] in rows
-    assert ["feature spec", f"sha256 `{pipeline.spec.digest()}`"] in rows
+    assert ["feature spec", f"sha256 {pipeline.spec.digest()}"] in rows
     assert ["`tags`", "string[]"] in rows
     assert ["`user`", "exact", "1", "4", "3"] in rows
     assert ["auc", "0.7"] in rows
