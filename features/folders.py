@@ -33,10 +33,14 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def workshop(folder: Path) -> Iterator[Path]:
+def workshop(folder: Path, *, doing: str = "preparing this store") -> Iterator[Path]:
     """Gives one process at a time a folder beside `folder` for work in progress, which vanishes at the end.
 
     After an error, or when the process is killed, what is in it stays, so that the next run goes on with it.
+
+    Args:
+        folder: What is made.
+        doing: What another process that has it is said to do.
 
     Raises:
         ArtifactError: Another process has it, or it cannot be written.
@@ -55,9 +59,7 @@ def workshop(folder: Path) -> Iterator[Path]:
         except OSError:
             held = False
         if not held:
-            raise ArtifactError(
-                "another process is preparing this store", field=str(folder), mend="wait until it has ended"
-            )
+            raise ArtifactError(f"another process is {doing}", field=str(folder), mend="wait until it has ended")
         try:
             yield work
         except BaseException:

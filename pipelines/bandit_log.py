@@ -12,7 +12,7 @@ import polars as pl
 from features.errors import ConfigError, DataError, list_names
 from features.frames import require_column, schema_of
 from features.reading.sources import scan
-from pipelines.score import pieces
+from pipelines.raw_rows import pieces
 from recsys.evaluation.off_policy import BanditLog, find_problems
 from recsys.evaluation.off_policy.log import raise_if_any
 

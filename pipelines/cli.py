@@ -212,24 +212,57 @@ def register(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or a bundle's folder.")],
-    source: Annotated[str, typer.Argument(metavar="IN", help="A file or glob of raw rows.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The Parquet file to write.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or the folder of a run or of a bundle.")
+    ],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Raw rows: a file, glob, folder, Delta table or URL; no labels needed.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What to write: a file that ends in .parquet, or a folder.")
+    ],
     as_json: Json = False,
     keep: Keep = "",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows scored at a time.")] = 65_536,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows read at a time.")] = 65_536,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="The experiment whose side tables and rules hold; a run has its own."),
+    ] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Set rows aside that cannot be used, instead of ending.")
+    ] = False,
+    max_bad_share: Annotated[
+        float | None, typer.Option("--max-bad-share", min=0, max=1, help="A larger share of them is an error.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Batches at the same time; one a processor by default.")
+    ] = None,
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
-    """Score the rows of a file, in order.
+    """Score raw rows of any number, in their order; goes on where a killed run was.
 
     `recsys score models:/synthetic@challenger events.parquet scores.parquet --keep user_id`
+
+    `recsys score models:/synthetic@challenger "logs/*.csv.gz" scores/ --keep user_id,at --quarantine`
     """
     with _job(as_json) as job:
         from pipelines.score import score
 
         uri = _tracking_uri(tracking_uri, workspace)
-        job.result = score(model, source, out, job.console, tracking_uri=uri, batch_size=batch_size, keep=_names(keep))
+        job.result = score(
+            model,
+            source,
+            out,
+            job.console,
+            tracking_uri=uri,
+            batch_size=batch_size,
+            keep=_names(keep),
+            config=config,
+            quarantine=quarantine,
+            max_bad_share=max_bad_share,
+            workers=workers,
+        )
 
 
 @app.command()
@@ -702,6 +735,10 @@ def inspect(
     html: Annotated[Path | None, typer.Option("--html", help="Write a page about the table.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Of a model: sample at most so many rows.")] = 200_000,
     split: Split = "train",
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Of a model: the experiment whose side tables raw rows get; a run has its own."),
+    ] = None,
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
@@ -726,6 +763,7 @@ def inspect(
                 html=html,
                 rows=rows,
                 split=split,
+                config=config,
             )
         else:
             job.result = jobs.inspect(_load(Path(target), arguments), job.console, html=html)

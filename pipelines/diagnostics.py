@@ -15,10 +15,10 @@ from features.errors import DataError
 from features.files import write_json
 from features.frames import first_line, iterate
 from features.pipeline import FeaturePipeline
-from features.reading.sources import scan
 from features.storage.store import Store
-from pipelines.config import ExperimentConfig
+from pipelines.config import DataConfig, ExperimentConfig
 from pipelines.console import Console
+from pipelines.raw_rows import RawRows
 from pipelines.table_page import summary, table_page
 from pipelines.workspace import Run, write_bytes
 from recsys.embeddings.diagnostics import diagnose, update_state
@@ -56,7 +56,9 @@ def split_sample(store: Store, split: str, rows: int) -> Sample:
     )
 
 
-def data_sample(pipeline: FeaturePipeline, source: str, split: str, rows: int) -> Sample:
+def data_sample(
+    pipeline: FeaturePipeline, source: str, split: str, rows: int, data: DataConfig | None = None
+) -> Sample:
     """A sample of prepared data (a folder) or the first rows of raw files.
 
     Args:
@@ -64,6 +66,7 @@ def data_sample(pipeline: FeaturePipeline, source: str, split: str, rows: int) -
         source: The folder, file or glob.
         split: Of prepared data.
         rows: At most so many.
+        data: Of the config that the model was trained with: raw rows get the columns of its side tables.
 
     Raises:
         ArtifactError: The folder holds no prepared data, or data of another spec.
@@ -71,7 +74,8 @@ def data_sample(pipeline: FeaturePipeline, source: str, split: str, rows: int) -
     """
     if Path(source).is_dir():
         return split_sample(Store.open(Path(source), spec=pipeline.spec), split, rows)
-    frame = scan(source).head(rows)
+    raw = RawRows(source, pipeline.spec, data)
+    frame = raw.sides.join_to(raw.plain().head(rows))
     seen = 0
 
     def batches() -> Iterator[Batch]:

@@ -77,6 +77,7 @@ def inspect_model(
     html: Path | None = None,
     rows: int = ROWS,
     split: str = "train",
+    config: Path | None = None,
 ) -> dict[str, Any]:
     """Show what a model holds and, with data, how it uses its table.
 
@@ -88,6 +89,7 @@ def inspect_model(
         html: Where to write the page about the table.
         rows: Sample at most so many rows.
         split: Of prepared data.
+        config: An experiment whose side tables raw rows get; those of a run when left out.
 
     Returns:
         bundle, table_bytes, plan (a line a feature), inputs (type of each column), outputs, metrics (of validation),
@@ -104,7 +106,8 @@ def inspect_model(
     plan, spec = bundle.model.plan, bundle.pipeline.spec
     sample = None
     if data:
-        sample = data_sample(bundle.pipeline, data[0], split, rows)
+        joined = opened.data if config is None else load_config(config).data
+        sample = data_sample(bundle.pipeline, data[0], split, rows, joined)
     elif run:
         sample = _own_sample(run, bundle, split, rows, console, html is not None)
     elif html is not None:

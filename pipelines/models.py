@@ -9,11 +9,10 @@ from pathlib import Path
 from features.batch import Batch
 from features.errors import ConfigError
 from features.loading.loader import Loader
-from features.reading.sources import scan
 from features.storage.store import Store
-from pipelines.config import load_config
+from pipelines.config import DataConfig, load_config
 from pipelines.evaluate import check_same_data
-from pipelines.score import pieces
+from pipelines.raw_rows import RawRows, pieces
 from pipelines.workspace import Run, run_at
 from recsys.serving.bundle import Bundle, load_bundle
 from recsys.serving.registry import Registry, is_model_uri
@@ -42,8 +41,15 @@ class OpenedModel:
     run: Run | None
     """Whose model it is, if it was given as a run."""
 
+    @property
+    def data(self) -> DataConfig | None:
+        """Where the rows of its run came from; None if it is no run's."""
+        return None if self.run is None else load_config(self.run.folder / "config.yaml").data
+
     def rows(self, data: str | None, split: str) -> Rows | None:
         """Rows to look at it with: those named, of prepared data a split; else those of its run; None without either.
+
+        Raw rows get the columns of the side tables that a run was trained with.
 
         Raises:
             ArtifactError: the run's data is not what it was trained on.
@@ -51,7 +57,7 @@ class OpenedModel:
         """
         pipeline = self.bundle.pipeline
         if data is not None and not Path(data).is_dir():
-            frame = scan(data)
+            frame = RawRows(data, pipeline.spec, self.data).joined()
 
             def raw() -> Iterator[Batch]:
                 for piece in pieces(frame, BATCH, data):

@@ -120,7 +120,12 @@ def input_files(paths: Sequence[Path]) -> list[InputFile]:
 
 
 def read_file(
-    file: InputFile, open_file: Open, pipeline: FeaturePipeline, quality: QualityConfig, spool: Path
+    file: InputFile,
+    open_file: Open,
+    pipeline: FeaturePipeline,
+    quality: QualityConfig,
+    spool: Path,
+    labels: bool = True,
 ) -> Reading:
     """Opens a file and sees whether its records and its columns can be used.
 
@@ -130,6 +135,7 @@ def read_file(
         pipeline: Reads the columns; it need not be fitted.
         quality: In strict mode what cannot be used is an error.
         spool: Where to put a copy of the records that are good, if some are bad.
+        labels: False for rows to be scored, which need no label.
 
     Raises:
         DataError: In strict mode: a record, a column or the file cannot be used.
@@ -143,7 +149,7 @@ def read_file(
         else:
             opened = open_records(file.path, open_file, spool)
         schema = schema_of(opened.frame)
-        problems_of(pipeline, schema)
+        problems_of(pipeline, schema, labels=labels)
     except (DataError, OSError) as error:
         if quality.mode == "strict":
             raise
@@ -159,13 +165,16 @@ def read_files(
     quality: QualityConfig,
     spool: Path,
     engine: Engine | None = None,
+    labels: bool = True,
 ) -> list[Reading]:
     """Opens files as `read_file` does, each by itself.
 
     Raises:
         DataError: In strict mode: a record, a column or a file cannot be used.
     """
-    read = functools.partial(read_file, open_file=open_file, pipeline=pipeline, quality=quality, spool=spool)
+    read = functools.partial(
+        read_file, open_file=open_file, pipeline=pipeline, quality=quality, spool=spool, labels=labels
+    )
     return list((engine or LOCAL).map(read, files))
 
 
@@ -176,6 +185,7 @@ def gather(
     quality: QualityConfig,
     spool: Path,
     engine: Engine | None = None,
+    labels: bool = True,
 ) -> tuple[pl.LazyFrame, list[FileRows], Unreadable]:
     """Opens all files as one frame; returns also its parts, one a file, and what cannot be read.
 
@@ -186,7 +196,7 @@ def gather(
     """
     readings: list[Reading] = []
     like: pl.Schema | None = None
-    for reading in read_files(files, open_file, pipeline, quality, spool, engine):
+    for reading in read_files(files, open_file, pipeline, quality, spool, engine, labels):
         rows = reading.rows
         other = None if rows is None or like is None else _other_type(rows.schema, like)
         if other is not None and quality.mode == "strict":

@@ -148,22 +148,35 @@ def kept_rows(
     return _good(flagged).filter(pl.col(SPLIT_COLUMN).is_not_null())
 
 
-def problems_of(pipeline: FeaturePipeline, schema: pl.Schema) -> list[Problem]:
+def problems_of(pipeline: FeaturePipeline, schema: pl.Schema, *, labels: bool = True) -> list[Problem]:
     """Returns the tests for values that the operators, or columns that are no features, cannot take.
 
     Of derived columns the inputs are looked at; what an expression makes of them is an error when it is encoded.
+
+    Args:
+        pipeline: It need not be fitted.
+        schema: The columns there are.
+        labels: False for rows to be scored: label, weight, group, time and reference are not looked at.
 
     Raises:
         DataError: A column is missing or of a type that no value of it can be taken.
     """
     problems = pipeline.input_problems(schema)
-    sides = [(role, item) for role, items in pipeline._side_operators().items() for item in items]
+    side_operators = pipeline._side_operators() if labels else {}
+    sides = [(role, item) for role, items in side_operators.items() for item in items]
     for role, operator in [*((None, item) for item in pipeline._operators.values()), *sides]:
         if isinstance(operator, Operator) and not set(operator.columns) & set(pipeline.spec.derive):
             for column in operator.columns:
                 require_column(column, schema, role=role)
             problems += operator.problems(schema)
     return problems
+
+
+def first_reason(problems: list[Problem]) -> pl.Expr:
+    """Returns why a row cannot be used, after the first test that it fails; null if it fails none."""
+    nothing = pl.lit(None, dtype=pl.String)
+    cases = [pl.when(problem.bad).then(pl.lit(_reason(problem))).otherwise(None) for problem in problems]
+    return pl.coalesce(*cases, nothing)
 
 
 def check_share(rows: int, quarantined: dict[str, int], quality: QualityConfig, *, what: str = "rows") -> None:
@@ -226,7 +239,7 @@ def _flag(
     if not strict:
         problems += problems_of(pipeline, schema)
         events = events if PLACE_COLUMN in schema else events.with_row_index(PLACE_COLUMN, offset=first)
-    bad = _first_of(problems)
+    bad = first_reason(problems)
     divided = events
     if strict or split.by_row:
         divided = assign_split(events, split, spec, salt=salt, first=first)
@@ -276,12 +289,6 @@ def _reason(problem: Problem) -> str:
 
 def _duplicate_of(key: list[str]) -> str:
     return f"{', '.join(key)}: key of an earlier row"
-
-
-def _first_of(problems: list[Problem]) -> pl.Expr:
-    nothing = pl.lit(None, dtype=pl.String)
-    cases = [pl.when(problem.bad).then(pl.lit(_reason(problem))).otherwise(None) for problem in problems]
-    return pl.coalesce(*cases, nothing)
 
 
 def _find_duplicates(
