@@ -17,7 +17,7 @@ from features.errors import ConfigError
 from features.frames import first_line
 from features.validation import validate
 from pipelines.console import Console
-from pipelines.serve_worker import BoundedLog, worker_app
+from pipelines.serve_worker import BoundedLog, WorkerConfig
 from pipelines.tls import Tls
 from recsys.serving.server.follower import AliasFollower
 from recsys.serving.server.protocol import BoundedHttp
@@ -113,12 +113,10 @@ def _config(
     settings: ServerSettings, write: BoundedLog | None, workers: int, drain_seconds: int, tls: Tls | None
 ) -> uvicorn.Config:
     protocol: Any = functools.partial(BoundedHttp, request_seconds=REQUEST_SECONDS + settings.timeout_ms / 1000)
-    return uvicorn.Config(
-        functools.partial(worker_app, settings, write),
-        factory=True,
+    return WorkerConfig(
+        settings,
+        write,
         workers=workers,
-        # Under asyncio's own loop sockets of the parent would answer 40 ms late.
-        loop="uvloop" if os.name == "posix" else "auto",
         http=protocol,
         ws="none",
         lifespan="on",

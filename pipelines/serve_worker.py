@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import uvicorn
 
 from pipelines.logs import append
 from recsys.serving.server.settings import ServerSettings
@@ -19,6 +23,26 @@ def worker_app(settings: ServerSettings, write: BoundedLog | None) -> FastAPI:
     from recsys.serving.server.app import create_app
 
     return create_app(settings, write)
+
+
+class WorkerConfig(uvicorn.Config):
+    """uvicorn's settings of a worker, whose connections are shared out evenly.
+
+    Args:
+        settings: Of the application.
+        write: Writes the prediction log, if there is one.
+        options: Of uvicorn.
+    """
+
+    def __init__(self, settings: ServerSettings, write: BoundedLog | None, **options: Any) -> None:
+        super().__init__(functools.partial(worker_app, settings, write), factory=True, **options)
+        self._connections = settings.state / "connections"
+
+    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
+        """Of the event loop of a worker, asked for in the worker."""
+        from recsys.serving.server.connections import SharingLoop
+
+        return functools.partial(SharingLoop, self._connections)
 
 
 class BoundedLog:

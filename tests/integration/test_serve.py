@@ -25,6 +25,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from benchmarks.scripts.send_requests import run as send_requests
 from features.pipeline import FeaturePipeline
 from features.spec import FeatureSpec
 from features.validation import validate
@@ -379,6 +380,22 @@ def test_more_requests_than_there_is_room_for_are_told_to_come_again(server: Ser
     assert server.http.post("/v1/score", json={"rows": [ROW]}).status_code == 200
 
 
+def test_too_many_requests_are_answered_or_told_to_come_again(server: Server, store: Store) -> None:
+    data = [rows(20, seed=7), rows(20, seed=8)]
+    asked = store.folder / "asked.json"
+    expected = {"1": [store.expected("1", own).tolist() for own in data]}
+    asked.write_text(json.dumps({"bodies": [json.dumps({"rows": own}) for own in data], "expected": expected}))
+    phases = [{"clients": 40, "seconds": 1}, {"rate": 20, "seconds": 1}]
+    answer = send_requests({"url": f"{server.url}/v1/score", "file": str(asked), "connections": 40, "phases": phases})
+    crowd, calm = answer["phases"]
+    for found in (crowd, calm):
+        assert set(found["status"]) <= {"200", "429", "503"}
+        assert (found["failed"], found["wrong"]) == ({}, 0)
+    assert crowd["status"]["200"] > 0
+    assert crowd["status"]["429"] > 0
+    assert server.score([ROW])["version"] == "1"
+
+
 def test_a_request_whose_deadline_passes_is_let_go(server: Server) -> None:
     status, error = HalfRequest(server.address, b"{}", X_Timeout_Ms="50").answer()
     assert status == 503
@@ -534,6 +551,12 @@ def test_a_killed_worker_is_replaced_and_sigterm_lets_requests_finish(store: Sto
             return False
 
         until(both_serve)
+        with contextlib.ExitStack() as clients:
+            for _ in range(8):
+                http = clients.enter_context(httpx.Client(base_url=server.url, timeout=PATIENCE))
+                assert http.get("/healthz").status_code == 200
+            held = [len(worker.net_connections()) for worker in server.workers()]
+            assert min(held) > 1, held  # the socket at which all of them wait is one of each worker's
         victim, *others = server.workers()
         victim.send_signal(signal.SIGKILL)
         until(lambda: len(server.workers()) == 2 and victim.pid not in [worker.pid for worker in server.workers()])

@@ -8,6 +8,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from recsys.serving.server.liveness import lives
+
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder of the workers' values; prometheus_client reads it when it is imported."""
 
@@ -78,18 +80,8 @@ class Metrics:
         folder = Path(os.environ[FOLDER_VARIABLE])
         for path in folder.glob("gauge_live*_*.db"):
             process = int(path.stem.rpartition("_")[2])
-            if not _lives(process):
+            if not lives(process):
                 mark_process_dead(process, str(folder))
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(folder))
         return generate_latest(registry)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
