@@ -157,6 +157,12 @@ class Visit:
         self.context.close()
 
 
+def screenshots(otherwise: Path) -> Path:
+    folder = Path(os.environ.get("RECSYS_SCREENSHOTS", otherwise))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @pytest.mark.parametrize("width", [390, 1400])
 def test_the_page_is_drawn_whole_and_fits(
     browser: Any, server: Server, traffic: None, tmp_path: Path, width: int
@@ -169,12 +175,10 @@ def test_the_page_is_drawn_whole_and_fits(
             "() => [...document.querySelectorAll('figure')].every(f => [...f.querySelectorAll('path.curve')]"
             ".some(p => (p.getAttribute('d').match(/L/g) ?? []).length > 0))"
         )
-        screenshots = Path(os.environ.get("RECSYS_SCREENSHOTS", tmp_path))
-        screenshots.mkdir(parents=True, exist_ok=True)
-        ground = {}
+        folder, ground = screenshots(tmp_path), {}
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            page.screenshot(path=screenshots / f"server-{width}-{scheme}.png", full_page=True)
+            page.screenshot(path=folder / f"server-{width}-{scheme}.png", full_page=True)
             ground[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
         drawn = page.evaluate("[...document.querySelectorAll('figure svg')].map(s => s.getAttribute('aria-label'))")
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -210,7 +214,7 @@ def test_the_page_is_drawn_whole_and_fits(
     assert overflow <= 0
     assert smallest >= 12
     assert ground == {"light": "rgb(246, 247, 250)", "dark": "rgb(18, 22, 31)"}
-    assert all(shot.stat().st_size > 10_000 for shot in screenshots.glob(f"server-{width}-*.png"))
+    assert all(shot.stat().st_size > 10_000 for shot in folder.glob(f"server-{width}-*.png"))
 
 
 HISTORY = """async () => {
@@ -247,7 +251,7 @@ def test_charts_show_what_the_counters_say(browser: Any, server: Server) -> None
     assert (after_a_restart, beyond, nothing) == (0, 4, None)
 
 
-def test_a_request_can_be_tried_with_the_keyboard_alone(browser: Any, server: Server) -> None:
+def test_a_request_can_be_tried_with_the_keyboard_alone(browser: Any, server: Server, tmp_path: Path) -> None:
     with Visit(browser, server) as visit:
         page = visit.page
         visit.unlock()
@@ -264,6 +268,7 @@ def test_a_request_can_be_tried_with_the_keyboard_alone(browser: Any, server: Se
         page.keyboard.press("Control+Enter")
         page.wait_for_function("() => document.querySelector('#answer pre').textContent.includes('ranking')")
         assert page.locator("#answer th").first.inner_text() == "candidate"
+        page.locator("#try").screenshot(path=screenshots(tmp_path) / "server-answer.png")
         assert visit.said == []
         page.locator("#body").fill('{"rows": [{"user": "<b>u7</b>"}]}')
         page.locator("#route").focus()

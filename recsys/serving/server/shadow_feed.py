@@ -1,4 +1,4 @@
-"""From a worker to the shadow's process: what was answered, sent after the answer, dropped if nobody takes it."""
+"""From a worker to the shadow's process: what was answered, sent some time after, dropped if nobody takes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,8 @@ SCORE, SCORE_ARROW, RANK = "score", "score arrow", "rank"
 BUFFER_BYTES = 8_000_000
 """So much waits in a worker for the shadow at most."""
 _CONNECT_SECONDS = 0.2
+_GATHER_SECONDS = 0.1
+"""What was answered meanwhile is sent in one go: a message each would wake the shadow for every request."""
 _SIZES = struct.Struct(">II")
 
 
@@ -71,6 +73,8 @@ class ShadowFeed:
         counter = outcomes(CollectorRegistry())
         self._busy, self._away = counter.labels("busy"), counter.labels("away")
         self._transport: asyncio.WriteTransport | None = None
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
 
     async def keep_connected(self) -> None:
         """Connects, and again whenever the shadow was started anew."""
@@ -83,25 +87,35 @@ class ShadowFeed:
             await asyncio.sleep(_CONNECT_SECONDS)
 
     def offer(self, answered: Answered, body: bytes) -> None:
-        """Sends a request once its answer is on its way."""
-        if in_share(answered.request_id, self._sample):
-            asyncio.get_running_loop().call_soon(self._send, answered, body)
-
-    def close(self) -> None:
-        """Ends the connection once everything was sent."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def _send(self, answered: Answered, body: bytes) -> None:
+        """Takes a request, to be sent within a tenth of a second."""
+        if not in_share(answered.request_id, self._sample):
+            return
         transport = self._transport
         if transport is None or transport.is_closing():
             self._away.inc()
             return
-        head = orjson.dumps(asdict(answered))
-        if transport.get_write_buffer_size() + len(head) + len(body) > BUFFER_BYTES:
+        head = orjson.dumps(answered)
+        size = _SIZES.size + len(head) + len(body)
+        if transport.get_write_buffer_size() + self._gathered_bytes + size > BUFFER_BYTES:
             self._busy.inc()
             return
-        transport.write(b"".join((_SIZES.pack(len(head), len(body)), head, body)))
+        if not self._gathered:
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._send)
+        self._gathered.append(b"".join((_SIZES.pack(len(head), len(body)), head, body)))
+        self._gathered_bytes += size
+
+    def close(self) -> None:
+        """Ends the connection once everything was sent."""
+        self._send()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _send(self) -> None:
+        sent, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        if self._transport is None or self._transport.is_closing():
+            self._away.inc(len(sent))
+        else:
+            self._transport.write(b"".join(sent))
 
 
 async def read_answered(reader: asyncio.StreamReader) -> AsyncIterator[tuple[Answered, bytes]]:
