@@ -1,16 +1,15 @@
-"""What int8 and int4 bundles save and cost: bytes, latency and AUC of models trained in fp32 and converted afterwards.
+"""What int8 and int4 bundles save and cost: bytes and AUC of models trained in fp32 and converted afterwards.
 
 MovieLens-1M and the Criteo sample as `configs/` have them, three seeds of weights and hashes, one split: the test rows
 are the same for all seeds, so that the interval of a difference holds the chance of rows and of seeds.  Beside the
 conversion stand the same models trained in the format (on a master copy), which is the other way to such a bundle.
-Latency is that of `benchmarks.serving`: a table of a million rows.
+What they take to answer is in `benchmarks.serving`.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import serving
-from benchmarks.harness import ROOT, Bar, Outcome, Settings, child, main
+from benchmarks.harness import ROOT, Bar, Outcome, Settings, main
 from features.loading.loader import Loader
 from features.storage.store import Store
 from pipelines.config import ExperimentConfig, load_config
@@ -40,7 +38,7 @@ LOW_BIT = {"int8": 0.0005, "int4": 0.001}
 DATA = {"MovieLens-1M": "movielens_1m", "Criteo": "criteo"}
 """Data sets, with their configs."""
 SEEDS = (0, 1, 2)
-MOST_LATENCY, LEAST_RATIO, MOST_RATIO = 1.1, 4.0, 7.0
+LEAST_RATIO = 4.0
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,10 @@ class Scored:
 
 
 def measure(settings: Settings) -> Outcome:
-    """Table bytes, latency and AUC of int8 and int4 bundles against fp32."""
+    """Table bytes and AUC of int8 and int4 bundles against fp32."""
     bars: list[Bar] = []
     figures: dict[str, Any] = {}
-    parts = settings.parts or (*DATA.values(), "latency")
+    parts = settings.parts or DATA.values()
     for title, name in DATA.items():
         if name in parts:
             scored = _train_and_convert(name, settings)
@@ -75,11 +73,6 @@ def measure(settings: Settings) -> Outcome:
             for line in found:
                 settings.log(f"{title}: {_text(line)}")
             bars += _bars(title, found)
-    if "latency" in parts:
-        figures["latency"] = _latency(settings)
-        for line in figures["latency"]:
-            label = f"{line['format']} over fp32, p50 of {line['request']}"
-            bars.append(Bar(label, line["ratio"], "<=", MOST_LATENCY))
     return Outcome(bars, figures, threads=1)
 
 
@@ -183,26 +176,5 @@ def _score(store: Store, model: CTRModel, original: CTRModel) -> Scored:
     return Scored(model.plan.table_bytes, size, rounding, found.labels[:, 0], found.probabilities[:, 0])
 
 
-def _latency(settings: Settings) -> list[dict[str, Any]]:
-    """The time of a request in each format over that in fp32, medians over turns in processes of their own."""
-    calls, turns = (1000, 1) if settings.quick else (serving.CALLS, serving.TURNS)
-    times: dict[tuple[str, str], list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        bundles = serving.write_bundles(Path(folder))
-        for _ in range(turns):
-            for name, bundle in bundles.items():
-                request = {"bundle": str(bundle), "calls": calls, "rows": serving.SCORED}
-                answer = child([sys.executable, "-m", "benchmarks.scripts.score_requests"], request, threads=1)
-                for kind in ("one", "candidates"):
-                    times.setdefault((name, kind), []).append(answer[kind]["p50"])
-    lines = []
-    for kind, text in (("one", "1 row"), ("candidates", "500 candidates")):
-        whole = statistics.median(times["fp32", kind])
-        for name in LOW_BIT:
-            own = statistics.median(times[name, kind])
-            lines.append({"format": name, "request": text, "ms": own, "fp32_ms": whole, "ratio": own / whole})
-    return lines
-
-
 if __name__ == "__main__":
-    raise SystemExit(main("low_bit_bundles", measure, parts=(*DATA.values(), "latency")))
+    raise SystemExit(main("low_bit_bundles", measure, parts=tuple(DATA.values())))

@@ -461,6 +461,19 @@ def serve(
         float, typer.Option("--log-max-mb", min=0.001, help="Above this the log's oldest files are removed.")
     ] = 10_000.0,
     role: Annotated[str, typer.Option("--role", help="In the log: champion or challenger.")] = "champion",
+    challenger: Annotated[
+        str | None, typer.Option("--challenger", metavar="ALIAS", help="Its version answers a share of the requests.")
+    ] = None,
+    challenger_share: Annotated[
+        float, typer.Option("--challenger-share", min=0, max=1, help="Share of requests it answers, by their ids.")
+    ] = 0.1,
+    shadow: Annotated[
+        str | None,
+        typer.Option("--shadow", metavar="ALIAS", help="Its version scores what was answered, for the log alone."),
+    ] = None,
+    shadow_sample: Annotated[
+        float, typer.Option("--shadow-sample", min=0, max=1, help="Share of requests it scores.")
+    ] = 1.0,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM file of the server's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM file of its key.")] = None,
     tls_client_ca: Annotated[
@@ -476,6 +489,10 @@ def serve(
     `recsys serve models:/synthetic@champion --workers 2 --port 8080`
 
     `recsys serve models:/synthetic@champion --log logs/predictions --log-sample 0.1`
+
+    `recsys serve models:/synthetic@champion --shadow challenger --shadow-sample 0.2 --log logs/predictions`
+
+    `recsys serve models:/synthetic@champion --challenger challenger --challenger-share 0.1 --log logs/predictions`
     """
     _check_choice("--unknown-fields", unknown_fields, "ignore", "refuse")
     _check_choice("--role", role, "champion", "challenger")
@@ -506,6 +523,10 @@ def serve(
                 "log_sample": log_sample,
                 "log_seconds": log_seconds,
                 "role": role,
+                "challenger": challenger,
+                "challenger_share": challenger_share,
+                "shadow": shadow,
+                "shadow_sample": shadow_sample,
             },
         )
 

@@ -27,6 +27,7 @@ from pipelines.workspace import write_bytes
 from recsys.evaluation.compare import HIGHER_IS_BETTER, Comparison
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.paired_slices import SliceComparison
+from recsys.serving.promotions import promotions_folder
 from recsys.serving.registry import ModelVersion, Registry
 from recsys.serving.scorer import Scorer
 
@@ -190,7 +191,7 @@ def history(name: str, console: Console, *, tracking_uri: str) -> dict[str, Any]
         (Path(path).name, version.run_id, path)  # the name begins with the time, to the microsecond
         for version in versions
         if version.run_id  # another program may have registered it without one
-        for path in registry.files_of(version.run_id, _folder(version))
+        for path in registry.files_of(version.run_id, promotions_folder(version))
         if path.endswith(".json")
     ]
     decisions = [
@@ -388,13 +389,8 @@ def _keep(registry: Registry, version: ModelVersion, decision: Mapping[str, Any]
         write_json(Path(folder) / f"{stem}.json", json.loads(json.dumps(decision)))
         if page is not None:
             write_bytes(Path(folder) / f"{stem}.html", page.encode())
-        registry.log_files(version.run_id, Path(folder), _folder(version))
-    return f"{_folder(version)}/{stem}.json"
-
-
-def _folder(version: ModelVersion) -> str:
-    # a run may have been registered more than once
-    return f"promotions/{version.name}-{version.version}"
+        registry.log_files(version.run_id, Path(folder), promotions_folder(version))
+    return f"{promotions_folder(version)}/{stem}.json"
 
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from features.errors import ConfigError
 from features.frames import first_line
 from features.validation import validate
 from pipelines.console import Console
+from pipelines.serve_beside import Beside
 from pipelines.serve_worker import BoundedLog, WorkerConfig
 from pipelines.tls import Tls
 from recsys.serving.server.follower import AliasFollower
@@ -69,7 +70,7 @@ def serve(
         model, url.
 
     Raises:
-        ConfigError: The address or a certificate cannot be used.
+        ConfigError: The address or a certificate cannot be used, or there can be no such model beside the served one.
         ArtifactError: There is no such store or model, or it cannot be served.
     """
     if tls is not None:
@@ -81,6 +82,7 @@ def serve(
         told = validate(ServerSettings, common | dict(settings or {}))
         _prepare_environment(Path(folder))
         write = None if log is None else BoundedLog(log, log_max_bytes)
+        beside = Beside(model, tracking_uri, told, write, poll_seconds, _LOG_CONFIG)
         supervisor = Multiprocess(_config(told, write, workers, drain_seconds, tls), [listening])
         follower = AliasFollower(model, tracking_uri, Path(folder))
         failed: list[BaseException] = []
@@ -89,6 +91,7 @@ def serve(
             try:
                 first = follower.first()
                 console.note(f"serving {first.name} version {first.version} on {url} ({workers} workers)")
+                beside.start(supervisor.should_exit)
                 follower.follow(poll_seconds, supervisor.should_exit)
             except BaseException as error:
                 failed.append(error)
@@ -102,6 +105,7 @@ def serve(
         finally:
             supervisor.should_exit.set()
             following.join()
+            beside.end()
             listening.close()
     if failed:
         raise failed[0]

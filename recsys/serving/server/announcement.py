@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from features.files import read_json, write_json
 
+CHALLENGER, SHADOW = "challenger", "shadow"
+"""Models beside the served one: the first answers a share of the requests, the second scores unseen what was answered.
+What is announced of them lies in folders of these names."""
 _FILE = "announcement.json"
 
 
@@ -25,6 +29,8 @@ class Announcement:
         reachable: Whether it answered.
         reached: When it last did.
         refused: A version that the alias points to and that is not served, since its bundle cannot be used.
+        withdrawn: The alias is gone, so the version is to be served no longer; of a model beside the served one only.
+        promotion: The decision by which the version was promoted, as `recsys.serving.promotions` gives it.
     """
 
     name: str
@@ -36,6 +42,8 @@ class Announcement:
     reachable: bool = True
     reached: float = 0.0
     refused: str | None = None
+    withdrawn: bool = False
+    promotion: dict[str, Any] | None = None
 
     @property
     def model(self) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,19 @@ from starlette.types import Receive, Scope, Send
 
 from features.errors import RecsysError
 from recsys.serving.server import arrow, openapi
+from recsys.serving.server.announcement import Announcement
+from recsys.serving.server.beside import BesideReader
 from recsys.serving.server.bodies import JSON, BodyReader, Fields
 from recsys.serving.server.dispatcher import Dispatcher
 from recsys.serving.server.metrics import Metrics
+from recsys.serving.server.page import page_router
 from recsys.serving.server.prediction_log import PredictionLog, Write
 from recsys.serving.server.refusal import Refusal
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
+from recsys.serving.server.shadow_feed import RANK, SCORE, SCORE_ARROW, Answered, ShadowFeed
+from recsys.serving.server.stats import LiveStats
+from recsys.serving.server.traffic import TrafficSplit
 from recsys.serving.server.watcher import ModelWatcher
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -76,12 +82,18 @@ class _Worker:
         self._dispatcher = Dispatcher(self._metrics, settings.max_rows)
         self._bodies = BodyReader(settings)
         self._log: PredictionLog | None = None
+        self._split = None if settings.challenger is None else TrafficSplit(settings)
+        self._feed = None if settings.shadow is None else ShadowFeed(settings)
+        self._beside = BesideReader(settings)
+        self._live = LiveStats(lambda: Metrics.collector().collect())
         self._in_hand = 0
         self.app = _Application(
             title="recsys", lifespan=self._lifespan, docs_url=None, redoc_url=None, openapi_url=None, version="1"
         )
         self.app.endpoints = {}
         self.app.exception_handler(HTTPException)(_plain_refusal)
+        stats = self._guarded("/v1/stats", self._stats, True)
+        self.app.include_router(page_router(stats, asks_for_key=bool(self._keys)))
         question = openapi.question
         self._add(
             "GET", "/healthz", self._health, "Whether the process answers.", question("Health", key=False), key=False
@@ -137,11 +149,20 @@ class _Worker:
         self._metrics.in_hand_limit.set(self._settings.queue)
         if self._write_log is not None:
             self._log = PredictionLog(self._write_log, self._settings, self._metrics)
-        watching = asyncio.create_task(self._watcher.watch())
+        tasks: list[Coroutine[Any, Any, None]] = [self._watcher.watch()]
+        if self._split is not None:
+            self._split.watcher.look()
+            tasks.append(self._split.watcher.watch())
+        if self._feed is not None:
+            tasks.append(self._feed.keep_connected())
+        running = [asyncio.create_task(task) for task in tasks]
         try:
             yield
         finally:
-            watching.cancel()
+            for task in running:
+                task.cancel()
+            if self._feed is not None:
+                self._feed.close()
             if self._log is not None:
                 await asyncio.to_thread(self._log.close)
 
@@ -190,12 +211,8 @@ class _Worker:
         model, told = self._watcher.model, self._watcher.announcement
         if model is None or told is None:
             return _answer({"status": "no model yet"}, 503, {"Retry-After": "1"})
-        registry = {
-            "reachable": told.reachable,
-            "seconds_since_reached": round(max(0.0, time.time() - told.reached), 1),
-            "refused_version": told.refused,
-        }
-        return _answer({"status": "ready", "model": model.name, "version": model.version, "registry": registry})
+        answer = {"status": "ready", "model": model.name, "version": model.version, "registry": _registry(told)}
+        return _answer(answer | self._beside.read())
 
     async def _models(self, request: Request) -> Response:
         return _answer({"models": [self._model().describe()]})
@@ -203,6 +220,14 @@ class _Worker:
     async def _metrics_text(self, request: Request) -> Response:
         text = await asyncio.to_thread(self._metrics.text)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _stats(self, request: Request) -> Response:
+        found = dict(await asyncio.to_thread(self._live.read))
+        model, told = self._watcher.model, self._watcher.announcement
+        if model is None or told is None:
+            return _answer(found | {"model": None})
+        who = {"model": model.name, "version": model.version, "role": model.role, "registry": _registry(told)}
+        return _answer(found | who | self._beside.read())
 
     async def _openapi(self, request: Request) -> Response:
         described = get_openapi(title=self.app.title, version=self.app.version, routes=self.app.routes)
@@ -215,7 +240,8 @@ class _Worker:
 
     async def _score(self, request: Request) -> Response:
         with self._taken():
-            model, request_id, deadline = self._model(), _request_id(request), self._deadline(request)
+            request_id, deadline = _request_id(request), self._deadline(request)
+            model = self._dealt(request_id)
             kind = _content_type(request, (JSON, arrow.MEDIA_TYPE))
             body = await self._body(request, deadline)
             fields = Fields()
@@ -225,7 +251,9 @@ class _Worker:
             self._count(fields)
             if self._log is not None:
                 logged = rows if isinstance(rows, list) else rows.to_dicts()
-                self._log.add(model, request_id, logged, None, scores)
+                at = time.time()
+                self._log.add(model, request_id, logged, None, scores, at)
+                self._offer(model, request_id, at, SCORE if kind == JSON else SCORE_ARROW, body)
             who = {"model": model.name, "version": model.version, "request_id": request_id}
             columns = {name: scores[:, place] for place, name in enumerate(model.outputs)}
             if kind == arrow.MEDIA_TYPE:
@@ -236,14 +264,18 @@ class _Worker:
 
     async def _rank(self, request: Request) -> Response:
         with self._taken():
-            model, request_id, deadline = self._model(), _request_id(request), self._deadline(request)
+            request_id, deadline = _request_id(request), self._deadline(request)
+            model = self._dealt(request_id)
             _content_type(request, (JSON,))
             fields = Fields()
-            asked = self._bodies.rank(await self._body(request, deadline), model, fields)
+            body = await self._body(request, deadline)
+            asked = self._bodies.rank(body, model, fields)
             scores = await self._dispatcher.score(model, asked.candidates, asked.user, deadline)
             self._count(fields)
             if self._log is not None:
-                self._log.add(model, request_id, asked.candidates, asked.user, scores)
+                at = time.time()
+                self._log.add(model, request_id, asked.candidates, asked.user, scores, at)
+                self._offer(model, request_id, at, RANK, body)
             # Equal scores stay in the order of the request.
             best = np.argsort(-scores[:, asked.by], kind="stable")[: asked.k]
             ranking = [
@@ -271,6 +303,16 @@ class _Worker:
         if model is None:
             raise Refusal(503, "no_model", "there is no model yet", retry_seconds=_TRY_AGAIN_SECONDS)
         return model
+
+    def _dealt(self, request_id: str) -> ServedModel:
+        """The model that answers a request."""
+        model = self._model()
+        return model if self._split is None else self._split.deal(model, request_id)
+
+    def _offer(self, model: ServedModel, request_id: str, at: float, kind: str, body: bytes) -> None:
+        """Lets the shadow score what the champion answered."""
+        if self._feed is not None and model.role == self._settings.role:
+            self._feed.offer(Answered(request_id, at, model.name, model.version, kind), body)
 
     def _deadline(self, request: Request) -> float:
         longest = self._settings.timeout_ms
@@ -312,6 +354,15 @@ class _Worker:
 
 def _answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(data), status, headers, JSON)
+
+
+def _registry(told: Announcement) -> dict[str, Any]:
+    """What is known of the registry."""
+    return {
+        "reachable": told.reachable,
+        "seconds_since_reached": round(max(0.0, time.time() - told.reached), 1),
+        "refused_version": told.refused,
+    }
 
 
 async def _plain_refusal(request: Request, error: Any) -> Response:

@@ -127,7 +127,7 @@ class Dispatcher:
             else:
                 batch = model.encode([row for job in jobs for row in job.plain or ()])
             scores = model.score(batch)
-            self._observe(model, batch, time.perf_counter() - started)
+            self._observe(model, batch, scores, time.perf_counter() - started)
         # Whatever it is, it is the request's end and not the server's. A panic of Polars is no Exception.
         except (Exception, pl.exceptions.PanicException) as error:
             if len(jobs) == 1:
@@ -143,11 +143,12 @@ class Dispatcher:
                 job.scores.set_result(scores[start:stop])
             start = stop
 
-    def _observe(self, model: ServedModel, batch: Batch, seconds: float) -> None:
+    def _observe(self, model: ServedModel, batch: Batch, scores: Scores, seconds: float) -> None:
         rows = len(batch)
         self._metrics.scoring_seconds.observe(seconds)
         self._metrics.batch_rows.observe(rows)
         self._metrics.rows.labels(model.name, model.version).inc(rows)
+        self._metrics.probability.labels(model.name, model.version).inc(float(scores[:, 0].sum()))
         if rows:
             self._row_seconds = _MEMORY * self._row_seconds + (1 - _MEMORY) * seconds / rows
         if self._batches % _UNSEEN_EVERY == 0:

@@ -11,10 +11,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from features.errors import ArtifactError, RecsysError
 from features.frames import first_line
 from recsys.serving.bundle_files import read_description
+from recsys.serving.promotions import newest_promotion
 from recsys.serving.registry import MODEL_PREFIX, ModelVersion, Registry, is_model_uri
 from recsys.serving.server.announcement import Announcement
 
@@ -67,31 +69,45 @@ class AliasFollower:
     def look(self) -> None:
         """Looks once. A registry that does not answer, and a bundle that cannot be used, leave all as it is."""
         served = self._announced
-        assert served is not None
         now = time.time()
         try:
             registry = Registry(self._tracking_uri, create=False)
-            version = registry.resolve(self._uri)
+            version = self._find(registry)
         except Exception as error:  # whatever the registry's driver raises
-            if served.reachable:
-                logger.error("the registry does not answer, version %s stays: %s", served.version, first_line(error))
-            self._announce(dataclasses.replace(served, checked=now, reachable=False))
+            if served is not None:
+                if served.reachable:
+                    logger.error(
+                        "the registry does not answer, version %s stays: %s", served.version, first_line(error)
+                    )
+                self._announce(dataclasses.replace(served, checked=now, reachable=False))
             return
-        if not served.reachable:
+        if served is not None and not served.reachable:
             logger.info("the registry answers again")
+        if version is None:
+            if served is not None and not served.withdrawn:
+                logger.info("%s is gone: version %s is served no longer", self._uri, served.version)
+                self._announce(dataclasses.replace(served, checked=now, reached=now, withdrawn=True))
+            return
         number = str(version.version)
-        if number == served.version:
+        if served is not None and number == served.version:
             self._refused = None
         elif number != self._refused or now >= self._again:
             try:
                 found = self._fetch(registry, version)
                 try_out(found)
             except Exception as error:  # what cannot be fetched is no better than what cannot be loaded
-                logger.error("version %s refused, version %s stays: %s", number, served.version, first_line(error))
+                stays = "" if served is None else f", version {served.version} stays"
+                logger.error("version %s refused%s: %s", number, stays, first_line(error))
                 self._refused, self._again = number, now + AGAIN_SECONDS
             else:
                 served, self._refused = found, None
-        self._announce(dataclasses.replace(served, checked=now, reached=now, reachable=True, refused=self._refused))
+        if served is not None:
+            known = dataclasses.replace(served, checked=now, reached=now, reachable=True, withdrawn=False)
+            self._announce(dataclasses.replace(known, refused=self._refused))
+
+    def _find(self, registry: Registry) -> ModelVersion | None:
+        """The version to be served; None if there is to be none."""
+        return registry.resolve(self._uri)
 
     def _announce(self, announcement: Announcement) -> None:
         try:
@@ -106,7 +122,48 @@ class AliasFollower:
     def _fetch(self, registry: Registry, version: ModelVersion) -> Announcement:
         alias = self._uri.removeprefix(MODEL_PREFIX).partition("@")[2] or None
         folder, now = registry.bundle_of(version.uri), time.time()
-        return Announcement(version.name, str(version.version), alias, version.run_id, str(folder), now, reached=now)
+        return Announcement(
+            version.name,
+            str(version.version),
+            alias,
+            version.run_id,
+            str(folder),
+            now,
+            reached=now,
+            promotion=_promotion(registry, version),
+        )
+
+
+def _promotion(registry: Registry, version: ModelVersion) -> dict[str, Any] | None:
+    try:
+        return newest_promotion(registry, version)
+    except RecsysError as error:  # it is only shown
+        logger.warning("the promotion of version %s cannot be read: %s", version.version, first_line(error))
+        return None
+
+
+class OptionalFollower(AliasFollower):
+    """Follows an alias that need not be there: without it there is no such model, and once it is gone, none any more.
+
+    Args:
+        name: The registered model.
+        alias: Its alias.
+        tracking_uri: Store of the registry.
+        state: Folder of announcements.
+    """
+
+    def __init__(self, name: str, alias: str, tracking_uri: str, state: Path) -> None:
+        super().__init__(f"{MODEL_PREFIX}{name}@{alias}", tracking_uri, state)
+        self._name, self._alias = name, alias
+
+    def follow(self, seconds: float, stop: threading.Event) -> None:
+        """Looks at once and then every so many seconds until told to stop."""
+        while not stop.is_set():
+            self.look()
+            stop.wait(seconds)
+
+    def _find(self, registry: Registry) -> ModelVersion | None:
+        return registry.alias_of(self._name, self._alias)
 
 
 def try_out(announcement: Announcement) -> None:

@@ -4,37 +4,66 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from recsys.serving.server.liveness import lives
 
+if TYPE_CHECKING:
+    from recsys.serving.server.announcement import Announcement
+    from recsys.serving.server.served import ServedModel
+
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder of the workers' values; prometheus_client reads it when it is imported."""
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
-class Metrics:
+class LogMetrics:
+    """What is counted of the prediction log.
+
+    Args:
+        own: Holds the metrics of this process.
+    """
+
+    def __init__(self, own: CollectorRegistry) -> None:
+        self.logged = Counter("recsys_prediction_log_rows", "Rows written to the prediction log.", registry=own)
+        self.log_dropped = Counter(
+            "recsys_prediction_log_dropped", "Rows that could not be logged.", ["reason"], registry=own
+        )
+        self.log_failures = Counter(
+            "recsys_prediction_log_failures", "Files of the prediction log not written.", registry=own
+        )
+
+
+class Metrics(LogMetrics):
     """What one worker counts; `text` gives the sums over all of them."""
 
     def __init__(self) -> None:
         own = CollectorRegistry()
+        super().__init__(own)
         self.requests = Counter("recsys_requests", "Requests answered.", ["route", "status"], registry=own)
         self.seconds = Histogram(
             "recsys_request_seconds",
             "From the head of a request to its answer.",
             ["route"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=own,
         )
         self.scoring_seconds = Histogram(
-            "recsys_scoring_seconds", "Encoding and scoring of one batch.", buckets=_SECONDS, registry=own
+            "recsys_scoring_seconds", "Encoding and scoring of one batch.", buckets=SECONDS, registry=own
         )
         self.batch_rows = Histogram("recsys_batch_rows", "Rows scored in one go.", buckets=_ROWS, registry=own)
         self.rows = Counter("recsys_rows", "Rows scored.", ["model", "version"], registry=own)
+        self.probability = Counter(
+            "recsys_probability_sum",
+            "Sum of the probabilities of the rows scored, of the first task.",
+            ["model", "version"],
+            registry=own,
+        )
         self.in_hand = Gauge(
             "recsys_requests_in_hand", "Requests taken and not answered.", multiprocess_mode="livesum", registry=own
         )
@@ -66,17 +95,27 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=own,
         )
-        self.logged = Counter("recsys_prediction_log_rows", "Rows written to the prediction log.", registry=own)
-        self.log_dropped = Counter(
-            "recsys_prediction_log_dropped", "Rows that could not be logged.", ["reason"], registry=own
-        )
-        self.log_failures = Counter(
-            "recsys_prediction_log_failures", "Files of the prediction log not written.", registry=own
-        )
+
+    def told(self, found: Announcement) -> None:
+        """An announcement was read."""
+        self.registry_up.set(found.reachable)
+        self.refused_version.set(found.refused is not None)
+
+    def swapped(self, new: ServedModel | None, old: ServedModel | None) -> None:
+        """Another model is served."""
+        if old is not None:
+            self.serving.labels(old.name, old.version).set(0)
+        if new is not None:
+            self.serving.labels(new.name, new.version).set(1)
+            self.loads.labels("loaded").inc()
+
+    def load_failed(self) -> None:
+        """A model could not be loaded."""
+        self.loads.labels("failed").inc()
 
     @staticmethod
-    def text() -> bytes:
-        """The sums over all workers, as Prometheus reads them."""
+    def collector() -> CollectorRegistry:
+        """Gives the sums over all workers."""
         folder = Path(os.environ[FOLDER_VARIABLE])
         for path in folder.glob("gauge_live*_*.db"):
             process = int(path.stem.rpartition("_")[2])
@@ -84,4 +123,9 @@ class Metrics:
                 mark_process_dead(process, str(folder))
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(folder))
-        return generate_latest(registry)
+        return registry
+
+    @staticmethod
+    def text() -> bytes:
+        """The sums over all workers, as Prometheus reads them."""
+        return generate_latest(Metrics.collector())

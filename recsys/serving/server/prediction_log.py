@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import xxhash
 
-from recsys.serving.server.metrics import Metrics
+from recsys.serving.server.metrics import LogMetrics
 from recsys.serving.server.served import Row, ServedModel
 from recsys.serving.server.settings import ServerSettings
+from recsys.serving.server.shares import in_share
 
 COLUMNS = ("request_id", "model", "version", "role", "probability", "time")
 """Columns of the log that are no inputs, nor probabilities of further tasks."""
@@ -26,7 +26,6 @@ INPUT_PREFIX = "input_"
 """Stands before an input that has the name of one of these columns."""
 
 _DTYPES = {"string": pl.String, "integer": pl.Int64, "number": pl.Float64, "boolean": pl.Boolean}
-_SPAN = 1 << 32
 
 Write = Callable[[pl.DataFrame], object]
 _Entry = tuple[ServedModel, str, float, Sequence[Row], Row, np.ndarray]
@@ -43,10 +42,10 @@ class PredictionLog:
         metrics: Told what was logged and what was not.
     """
 
-    def __init__(self, write: Write, settings: ServerSettings, metrics: Metrics) -> None:
-        self._write, self._metrics, self._role = write, metrics, settings.role
+    def __init__(self, write: Write, settings: ServerSettings, metrics: LogMetrics) -> None:
+        self._write, self._metrics = write, metrics
         self._rows, self._seconds = settings.log_rows, settings.log_seconds
-        self._below = round(settings.log_sample * _SPAN)
+        self._sample = settings.log_sample
         self._lock = threading.Condition()
         self._waiting: list[_Entry] = []
         self._waiting_rows = 0
@@ -55,7 +54,13 @@ class PredictionLog:
         self._thread.start()
 
     def add(
-        self, model: ServedModel, request_id: str, rows: Sequence[Row], shared: Row | None, scores: np.ndarray
+        self,
+        model: ServedModel,
+        request_id: str,
+        rows: Sequence[Row],
+        shared: Row | None,
+        scores: np.ndarray,
+        at: float | None = None,
     ) -> None:
         """Takes the predictions of a request, if it is in the sample; row i is logged as `REQUEST_ID:i`.
 
@@ -67,14 +72,15 @@ class PredictionLog:
             rows: [B] rows.
             shared: What they have in common.
             scores: [B, T] probabilities.
+            at: When it was answered, in seconds since 1970; now when left out.
         """
-        if xxhash.xxh32_intdigest(request_id.encode()) >= self._below or not len(rows):
+        if not len(rows) or not in_share(request_id, self._sample):
             return
         with self._lock:
             if self._waiting_rows + len(rows) > 2 * self._rows:
                 self._metrics.log_dropped.labels("behind").inc(len(rows))
                 return
-            self._waiting.append((model, request_id, time.time(), rows, shared or {}, scores))
+            self._waiting.append((model, request_id, at or time.time(), rows, shared or {}, scores))
             self._waiting_rows += len(rows)
             if self._waiting_rows >= self._rows:
                 self._lock.notify()
@@ -102,7 +108,7 @@ class PredictionLog:
 
     def _flush(self, entries: list[_Entry], rows: int) -> None:
         try:
-            self._write(pl.concat([log_rows(*entry, role=self._role) for entry in entries], how="diagonal_relaxed"))
+            self._write(pl.concat([log_rows(*entry) for entry in entries], how="diagonal_relaxed"))
         except Exception as error:  # a full disk, a folder that is gone, inputs of another kind: serving goes on
             logger.error("prediction log: %d rows lost (%s)", rows, type(error).__name__)
             self._metrics.log_failures.inc()
@@ -118,19 +124,16 @@ def log_rows(
     rows: Sequence[Row],
     shared: Row,
     scores: np.ndarray,
-    *,
-    role: str,
 ) -> pl.DataFrame:
     """A request's predictions as rows of the log.
 
     Args:
-        model: What made them.
+        model: What made them, in its role.
         request_id: Of the request.
         at: Seconds since 1970.
         rows: [B] rows.
         shared: What they have in common.
         scores: [B, T] probabilities.
-        role: `champion` or `challenger`.
 
     Returns:
         `COLUMNS`; `probability` is of the first task, those of others are `p_LABEL`. Then the inputs that are numbers,
@@ -141,7 +144,7 @@ def log_rows(
         "request_id": pl.Series([f"{request_id}:{i}" for i in range(count)], dtype=pl.String),
         "model": pl.repeat(model.name, count, dtype=pl.String, eager=True),
         "version": pl.repeat(model.version, count, dtype=pl.String, eager=True),
-        "role": pl.repeat(role, count, dtype=pl.String, eager=True),
+        "role": pl.repeat(model.role, count, dtype=pl.String, eager=True),
         "probability": pl.Series(scores[:, 0], dtype=pl.Float64),
         "time": pl.repeat(round(at * 1e6), count, dtype=pl.Int64, eager=True).cast(pl.Datetime("us")),
     }

@@ -27,6 +27,7 @@ class ServedModel:
     Args:
         announcement: Which one.
         scorer: Its scorer.
+        role: What the prediction log says about it.
 
     Attributes:
         types: Type of every column it reads; see `recsys.serving.signature.column_types`.
@@ -35,9 +36,10 @@ class ServedModel:
         outputs: Names of its probabilities.
     """
 
-    def __init__(self, announcement: Announcement, scorer: Scorer) -> None:
+    def __init__(self, announcement: Announcement, scorer: Scorer, role: str = "champion") -> None:
         self.announcement = announcement
         self.scorer = scorer
+        self.role = role
         self.name, self.version = announcement.name, announcement.version
         self.types = column_types(scorer.spec)
         self.nulls: dict[str, None] = dict.fromkeys(self.types)
@@ -46,14 +48,14 @@ class ServedModel:
         self.unseen = UnseenIds(scorer.bundle.model)
 
     @classmethod
-    def load(cls, announcement: Announcement) -> ServedModel:
+    def load(cls, announcement: Announcement, role: str = "champion") -> ServedModel:
         """Loads a bundle and scores rows of nulls with it.
 
         Raises:
             ArtifactError: It is missing or damaged, or gives no probabilities.
         """
         torch.set_num_threads(1)
-        model = cls(announcement, Scorer.load(Path(announcement.folder)))
+        model = cls(announcement, Scorer.load(Path(announcement.folder)), role)
         for rows in WARM_UP_ROWS:
             scores = model.scorer.score(model.encode([model.nulls] * rows))
             if not (np.isfinite(scores).all() and ((scores >= 0) & (scores <= 1)).all()):
@@ -111,6 +113,7 @@ class ServedModel:
             "format": plan.format,
             "table_bytes": plan.table_bytes,
             "metrics": {k: v for k, v in bundle.description["metrics"].items() if isinstance(v, int | float)},
+            "promotion": self.announcement.promotion,
         }
 
 

@@ -33,6 +33,14 @@ class ServerSettings(Strict):
     """One of them must come with every request but those for health; none: no key is asked for."""
     role: Literal["champion", "challenger"] = "champion"
     """What the prediction log says about the model."""
+    challenger: str | None = None
+    """Alias of the same model whose version answers a share of the requests."""
+    challenger_share: float = Field(0.1, ge=0, le=1)
+    """That share."""
+    shadow: str | None = None
+    """Alias of the same model whose version scores, unseen, what was answered."""
+    shadow_sample: float = Field(1.0, ge=0, le=1)
+    """Share of the requests that it scores."""
     log_sample: float = Field(1.0, ge=0, le=1)
     """Share of the requests in the prediction log."""
     log_rows: int = Field(50_000, ge=1)

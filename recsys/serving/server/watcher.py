@@ -8,10 +8,10 @@ import logging
 import os
 import signal
 import time
+from typing import Protocol
 
 from features.errors import RecsysError
 from recsys.serving.server.announcement import Announcement, AnnouncementReader
-from recsys.serving.server.metrics import Metrics
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
 
@@ -23,20 +23,36 @@ AGAIN_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
+class WatchMetrics(Protocol):
+    """What is told of versions and loads."""
+
+    def told(self, found: Announcement) -> None:
+        """An announcement was read."""
+
+    def swapped(self, new: ServedModel | None, old: ServedModel | None) -> None:
+        """Another model is held, or none any more."""
+
+    def load_failed(self) -> None:
+        """A model could not be loaded."""
+
+
 class ModelWatcher:
     """Holds the model that is served.
 
     Args:
         settings: Where announcements lie.
         metrics: Told of versions and loads.
+        beside: The role of a model beside the served one, whose announcements lie in a folder of that name.
 
     Attributes:
         model: What is served; None before the first. A request keeps the one it began with.
         announcement: The newest announcement.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
-        self._reader, self._parent, self._metrics = AnnouncementReader(settings.state), settings.parent, metrics
+    def __init__(self, settings: ServerSettings, metrics: WatchMetrics, *, beside: str | None = None) -> None:
+        folder = settings.state if beside is None else settings.state / beside
+        self._reader, self._parent, self._metrics = AnnouncementReader(folder), settings.parent, metrics
+        self._role = beside or settings.role
         self._not_before = 0.0
         self.model: ServedModel | None = None
         self.announcement: Announcement | None = None
@@ -51,29 +67,29 @@ class ModelWatcher:
         if found is None:
             return
         self.announcement = found
-        self._metrics.registry_up.set(found.reachable)
-        self._metrics.refused_version.set(found.refused is not None)
+        self._metrics.told(found)
+        if found.withdrawn:
+            self._metrics.swapped(None, self.model)
+            self.model = None
+            return
         served = None if self.model is None else self.model.announcement.model
         if found.model == served or time.monotonic() < self._not_before:
             return
         try:
-            model = ServedModel.load(found)
+            model = ServedModel.load(found, self._role)
         except Exception as error:  # the other processes could load it; this one keeps what it has and tries again
             logger.error("version %s of %s could not be loaded: %s", found.version, found.name, error)
-            self._metrics.loads.labels("failed").inc()
+            self._metrics.load_failed()
             self._not_before = time.monotonic() + AGAIN_SECONDS
             return
-        if self.model is not None:
-            self._metrics.serving.labels(self.model.name, self.model.version).set(0)
-        else:
+        if self.model is None:
             # Hundreds of thousands of objects of libraries, which stay: going through them takes 0.15 s of every
             # collection, in which no request is answered.
             gc.collect()
             gc.freeze()
+        self._metrics.swapped(model, self.model)
         self.model = model
-        self._metrics.serving.labels(model.name, model.version).set(1)
-        self._metrics.loads.labels("loaded").inc()
-        logger.info("process %d serves version %s of %s", os.getpid(), model.version, model.name)
+        logger.info("process %d has version %s of %s as %s", os.getpid(), model.version, model.name, self._role)
 
     async def watch(self) -> None:
         """Looks again and again; loading goes on in a thread, so that requests are answered meanwhile."""

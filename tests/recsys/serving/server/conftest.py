@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,7 +17,7 @@ from recsys.serving.bundle import save_bundle
 from recsys.serving.server.announcement import Announcement
 from recsys.serving.server.served import ServedModel
 
-SPEC = {
+SPEC: dict[str, Any] = {
     "features": [
         {"name": "user", "type": "id", "dtype": "integer"},
         {"name": "item", "type": "id"},
@@ -40,8 +41,8 @@ def model(models: tuple[ServedModel, ServedModel]) -> ServedModel:
     return models[0]
 
 
-def make(folder: Path, seed: int) -> ServedModel:
-    pipeline = FeaturePipeline(validate(FeatureSpec, SPEC)).fit(FRAME)
+def make(folder: Path, seed: int, spec: dict[str, Any] = SPEC) -> ServedModel:
+    pipeline = FeaturePipeline(validate(FeatureSpec, spec)).fit(FRAME)
     ids = pipeline.encode_frame(FRAME).ids.numpy()
     counts = {name: (ids[:, place], ids[:, place] * 0 + 1) for place, name in enumerate(pipeline.layout.id_names)}
     config = EmbeddingConfig.model_validate({"width": 4, "rows": 20, "init_scale": 1.0})

@@ -34,7 +34,7 @@ def counted(metrics: Metrics, name: str) -> float:
 
 
 def test_rows_hold_the_inputs_that_are_plain_values(model: ServedModel) -> None:
-    log = log_rows(model, "r", 1.5, [{"item": "a"}, {"item": 5}], {"user": 3, "price": 2}, SCORES, role="champion")
+    log = log_rows(model, "r", 1.5, [{"item": "a"}, {"item": 5}], {"user": 3, "price": 2}, SCORES)
     assert log.to_dict(as_series=False) == {
         "request_id": ["r:0", "r:1"],
         "model": ["clicks", "clicks"],
