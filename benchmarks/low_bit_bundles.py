@@ -72,7 +72,7 @@ def measure(settings: Settings) -> Outcome:
             figures[name] = found
             for line in found:
                 settings.log(f"{title}: {_text(line)}")
-            bars += _bars(title, found)
+            bars += bars_of(title, found)
     return Outcome(bars, figures, threads=1)
 
 
@@ -106,7 +106,8 @@ def compare(scored: dict[str, list[Scored]]) -> list[dict[str, Any]]:
     return lines
 
 
-def _bars(title: str, found: Sequence[dict[str, Any]]) -> list[Bar]:
+def bars_of(title: str, found: Sequence[dict[str, Any]]) -> list[Bar]:
+    """Size and AUC of the converted models of a data set, as the issue asks for them."""
     by_way = {line["way"]: line for line in found}
     bars = []
     for name, most in LOW_BIT.items():

@@ -36,6 +36,10 @@ Json = Annotated[bool, typer.Option("--json", help="End standard output with one
 AnyModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run's or a bundle's folder, or `models:/NAME@ALIAS`.")
 ]
+Experiment = Annotated[
+    Path | None,
+    typer.Option("--config", help="The experiment whose side tables and rules raw rows get; a run has its own."),
+]
 Target = Annotated[
     str,
     typer.Argument(
@@ -212,9 +216,7 @@ def register(
 
 @app.command()
 def score(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="`models:/NAME@ALIAS`, or the folder of a run or of a bundle.")
-    ],
+    model: AnyModel,
     source: Annotated[
         str, typer.Argument(metavar="IN", help="Raw rows: a file, glob, folder, Delta table or URL; no labels needed.")
     ],
@@ -224,10 +226,7 @@ def score(
     as_json: Json = False,
     keep: Keep = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows read at a time.")] = 65_536,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="The experiment whose side tables and rules hold; a run has its own."),
-    ] = None,
+    config: Experiment = None,
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Set rows aside that cannot be used, instead of ending.")
     ] = False,
@@ -756,10 +755,7 @@ def inspect(
     html: Annotated[Path | None, typer.Option("--html", help="Write a page about the table.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Of a model: sample at most so many rows.")] = 200_000,
     split: Split = "train",
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="Of a model: the experiment whose side tables raw rows get; a run has its own."),
-    ] = None,
+    config: Experiment = None,
     tracking_uri: TrackingUri = None,
     workspace: Workspace = Path("work"),
 ) -> None:
