@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format check clean
+.PHONY: help setup demo test test-all lint format audit check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -50,7 +50,11 @@ format: setup ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: lint test ## what a commit must pass: lint, types, doctests, tests
+audit: setup ## known vulnerabilities of what is installed; fails if they cannot be looked up
+	$(BIN)/python packaging/audit.py --must
+
+check: lint test ## what a commit must pass: lint, types, doctests, tests; and the audit, where there is a network
+	$(BIN)/python packaging/audit.py
 
 clean: ## remove the environment, caches and everything the jobs wrote under work/
 	rm -rf $(VENV) work build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -44,10 +44,10 @@ def append(folder: Path, rows: pl.DataFrame) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         rows.write_parquet(partial)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, pl.exceptions.PolarsError) as error:  # of a full disk Polars says so in its own way
         with suppress(OSError):  # such as of a log that is a file
             partial.unlink()
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error if isinstance(error, OSError) else OSError(first_line(error))) from error
     return path
 
 

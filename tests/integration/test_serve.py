@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 class Server:
     """`recsys serve` in a process of its own."""
 
-    def __init__(self, store: Store, *options: str, model: str = "models:/clicks@champion", **environment: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *options: str,
+        model: str = "models:/clicks@champion",
+        before: Sequence[str] = (sys.executable,),
+        **environment: str,
+    ) -> None:
         path = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "pipelines.cli", "serve", model, "--tracking-uri", store.uri]
+        command = [*before, "-m", "pipelines.cli", "serve", model, "--tracking-uri", store.uri]
         command += ["--port", "0", "--poll-seconds", "0.2", *options]
         self.log = store.folder / f"server-{time.time_ns()}.log"
         with self.log.open("wb") as file:
