@@ -91,6 +91,34 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) 
     return f"did you mean {close!r}?" if close else otherwise
 
 
+def unknown_name(
+    what: str,
+    name: str,
+    known: Iterable[str],
+    *,
+    field: str,
+    found: object = None,
+    otherwise: str | None = None,
+) -> ConfigError:
+    """Returns the error for a name that is none of those known.
+
+    Args:
+        what: What is wrong.
+        name: The name.
+        known: Those it could have been.
+        field: Where it stands.
+        found: What was there, if `field` does not say it.
+        otherwise: The mend when no known name is close.
+
+    Example:
+        >>> print(unknown_name("unknown key", "widht", ["width", "rows"], field="table.widht"))
+        table.widht: unknown key. Expected: one of width, rows. Mend: did you mean 'width'?
+    """
+    known = list(known)
+    expected, mend = f"one of {list_names(known)}", did_you_mean(name, known, otherwise)
+    return ConfigError(what, field=field, found=found, expected=expected, mend=mend)
+
+
 def list_names(names: Iterable[str], limit: int = 30) -> str:
     """Writes names for an error message, cut after `limit` of them.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from features.errors import ConfigError, did_you_mean, list_names
+from features.errors import ConfigError, did_you_mean, list_names, unknown_name
 from features.layout import Layout
 from features.sql import roots, row_expressions
 from features.validation import Strict
@@ -432,12 +432,7 @@ class FeatureSpec(Strict):
             if feature.name == name:
                 return feature
         names = [feature.name for feature in self.features]
-        raise ConfigError(
-            "no such feature",
-            field=name,
-            expected=f"one of {list_names(names)}",
-            mend=did_you_mean(name, names),
-        )
+        raise unknown_name("no such feature", name, names, field=name)
 
     def digest(self) -> str:
         """Returns the hex SHA-256 of the spec in canonical JSON."""

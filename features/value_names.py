@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint
+from features.ops.gap import FUTURE
 from features.ops.time import PARTS
 from features.pipeline import FeaturePipeline
 from features.spec import (
@@ -63,6 +64,8 @@ def value_names(pipeline: FeaturePipeline, frame: pl.DataFrame | None = None) ->
             case RecencyFeature():
                 known = [f"bucket {i} of {feature.buckets}" for i in range(feature.buckets)]
         names[feature.name] = {NULL_FINGERPRINT: "missing"} | {fingerprint(str(i)): v for i, v in enumerate(known)}
+        if isinstance(feature, RecencyFeature):
+            names[feature.name][FUTURE] = "after the event"
     if frame is not None and frame.height:
         _learn(pipeline, frame, names)
     return names

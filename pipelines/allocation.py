@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.errors import ArtifactError, ConfigError, did_you_mean, list_names
+from features.errors import ArtifactError, ConfigError, list_names, unknown_name
 from features.files import read_json, write_json
 from features.layout import Layout
 from recsys.embeddings.formats import FormatName
@@ -62,12 +62,9 @@ def read_allocation(path: Path, layout: Layout) -> Allocation:
     chunks, known = data["chunks"], (*layout.id_names, *layout.bag_names)
     for name, count in chunks.items():
         if name not in known:
-            raise ConfigError(
-                "the allocation names a feature that the spec does not have ids for",
-                field=f"{path}: chunks.{name}",
-                expected=f"one of {list_names(known)}",
-                mend=did_you_mean(name, known, "search again with this spec"),
-            )
+            what = "the allocation names a feature that the spec does not have ids for"
+            otherwise = "search again with this spec"
+            raise unknown_name(what, name, known, field=f"{path}: chunks.{name}", otherwise=otherwise)
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 64:
             raise ConfigError(
                 "not a number of chunks",

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from features.errors import ConfigError, did_you_mean, list_names
+from features.errors import ConfigError, unknown_name
 from features.reading.joins import JoinConfig
 from features.recipes import RECIPES
 from features.spec import FeatureSpec
@@ -161,12 +161,7 @@ def check_metric(field: str, name: str, known: Sequence[str], otherwise: str) ->
         ConfigError: Says which one was meant, perhaps.
     """
     if name not in known:
-        raise ConfigError(
-            "no such metric",
-            field=field,
-            expected=f"one of {list_names(known)}",
-            mend=did_you_mean(name, known, otherwise),
-        )
+        raise unknown_name("no such metric", name, known, field=field, otherwise=otherwise)
 
 
 class Gate(Strict):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from features.errors import ArtifactError
 from features.recipes import RECIPES
 from pipelines.console import Console
 from pipelines.prepare import recipe_named
+from pipelines.workspace import written_aside
 
 
 def list_recipes(console: Console) -> dict[str, Any]:
@@ -45,15 +44,8 @@ def write_events(name: str, out: Path, params: dict[str, Any], folder: Path | No
         ArtifactError: The file cannot be written; nothing is left of it.
     """
     frame = recipe_named(name).load(folder, **params).collect()
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(out) as aside:
         frame.write_parquet(aside)
-        os.replace(aside, out)
-    except OSError as error:
-        raise ArtifactError("cannot write the events", field=str(out), found=str(error)) from error
-    finally:
-        aside.unlink(missing_ok=True)
     console.table(f"{name}: {len(frame):,} rows", [{"column": c, "type": str(t)} for c, t in frame.schema.items()])
     console.note(f"written: {out}")
     return {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ConfigError
-from features.files import cannot_write
 from pipelines.console import Console
 from pipelines.vectors import ARROW_ENDINGS, ENDINGS, REGION, SEEN, UNSEEN, Wanted, vectors_of
+from pipelines.workspace import written_aside
 
 
 def export(
@@ -46,27 +44,22 @@ def export(
     vectors = vectors_of(model, data, wanted, tracking_uri=tracking_uri)
     regions: Counter[str] = Counter()
     unseen = unknown = 0
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _writer(aside, out.suffix, vectors.schema) as writer, console.progress("exporting", vectors.rows) as task:
-            done = 0
-            for batch in vectors.batches():
-                writer.write_batch(batch)
-                if wanted.feature is not None:
-                    regions.update(batch.column(REGION).to_pylist())
-                    unseen += batch.column(SEEN).to_pylist().count(False)
-                    unknown += batch.column(SEEN).null_count
-                else:
-                    unseen += sum(map(bool, batch.column(UNSEEN).to_pylist()))
-                done += len(batch)
-                task.update(done)
-        os.replace(aside, out)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # a file in the folder's place
-            aside.unlink(missing_ok=True)
+    with (
+        written_aside(out) as aside,
+        _writer(aside, out.suffix, vectors.schema) as writer,
+        console.progress("exporting", vectors.rows) as task,
+    ):
+        done = 0
+        for batch in vectors.batches():
+            writer.write_batch(batch)
+            if wanted.feature is not None:
+                regions.update(batch.column(REGION).to_pylist())
+                unseen += batch.column(SEEN).to_pylist().count(False)
+                unknown += batch.column(SEEN).null_count
+            else:
+                unseen += sum(map(bool, batch.column(UNSEEN).to_pylist()))
+            done += len(batch)
+            task.update(done)
     result = {"out": str(out), "rows": vectors.rows, **vectors.about, "unseen": unseen}
     if wanted.feature is not None:
         result |= {"regions": dict(sorted(regions.items())), "unknown": unknown}

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.errors import ConfigError, DataError, did_you_mean, list_names
+from features.errors import ConfigError, DataError, did_you_mean, list_names, unknown_name
 from features.ops.cast import text_encoder
 from pipelines.console import Console
 from pipelines.vectors import (
@@ -146,12 +146,7 @@ def _place(table: pa.Table, about: Mapping[str, Any], wanted: Mapping[str, str])
     match = np.ones(len(table), bool)
     for name, value in wanted.items():
         if name not in known:
-            raise ConfigError(
-                "the vectors are not of this",
-                field=name,
-                expected=f"one of {list_names(known)}",
-                mend=did_you_mean(name, known),
-            )
+            raise unknown_name("the vectors are not of this", name, known, field=name)
         column = VALUE if "feature" in about else name
         texts = [None if one is None else str(one) for one in table.column(column).to_pylist()]
         text = text_encoder(about["value_dtype"], name)(value) if about.get("value_dtype") else value

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from features.errors import ArtifactError, ConfigError, DataError, did_you_mean, list_names
+from features.errors import ArtifactError, ConfigError, DataError, list_names, unknown_name
 from features.folders import remove_leftovers, spool_beside
 from features.frames import schema_of
 from features.pipeline import FeaturePipeline
@@ -338,12 +338,9 @@ def recipe_named(name: str) -> Any:
         ConfigError: There is none.
     """
     if name not in RECIPES:
-        raise ConfigError(
-            "there is no such recipe",
-            field="data.recipe",
-            found=name,
-            expected=f"one of {list_names(RECIPES)}",
-            mend=did_you_mean(name, RECIPES, "use a recipe, or data.source for files of your own"),
+        otherwise = "use a recipe, or data.source for files of your own"
+        raise unknown_name(
+            "there is no such recipe", name, RECIPES, field="data.recipe", found=name, otherwise=otherwise
         )
     return RECIPES[name]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,13 +216,25 @@ def write_bytes(path: Path, data: bytes) -> Path:
     Raises:
         ArtifactError: It cannot be written; nothing is left of the attempt.
     """
+    with written_aside(path) as aside:
+        aside.write_bytes(data)
+    return path
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file beside the wanted one to write into; it is renamed into place at the end, and removed after any error.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
+        yield aside
         os.replace(aside, path)
     except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
         with contextlib.suppress(OSError):  # a file in the folder's place
             aside.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-    return path

@@ -11,7 +11,7 @@ from features.fingerprint import NULL_FINGERPRINT, fingerprint
 from features.spec import GapBase
 
 _LIMIT = 1 << 62
-_FUTURE = fingerprint("future")
+FUTURE = fingerprint("future")
 
 
 class GapBuckets:
@@ -39,10 +39,11 @@ class GapBuckets:
         return pl.when(now.is_null()).then(missing).otherwise(gaps.list.eval(self._bucket(pl.element())))
 
     def _bucket(self, gap: pl.Expr) -> pl.Expr:
-        ids = pl.when(gap.is_null()).then(NULL_FINGERPRINT).when(gap < 0).then(_FUTURE)
+        ids = pl.when(gap.is_null()).then(NULL_FINGERPRINT).when(gap < 0).then(FUTURE)
         for edge, code in zip(self.edges, self._ids, strict=False):
             ids = ids.when(gap < edge).then(code)
-        return ids.otherwise(self._ids[-1])
+        # literals alone have no dtype yet, which a column beside them would not take
+        return ids.otherwise(self._ids[-1]).cast(pl.Int64)
 
     def encoder(self) -> Callable[[int | None, int | None], int]:
         """Python form of `expression`."""
@@ -52,7 +53,7 @@ class GapBuckets:
             if then is None or now is None:
                 return NULL_FINGERPRINT
             gap = min(max(now, -_LIMIT), _LIMIT) - min(max(then, -_LIMIT), _LIMIT)
-            return _FUTURE if gap < 0 else ids[bisect_right(edges, gap)]
+            return FUTURE if gap < 0 else ids[bisect_right(edges, gap)]
 
         return encode
 

@@ -9,20 +9,17 @@ from torch import Tensor
 
 from features.errors import ConfigError
 from recsys.embeddings.formats import FormatName
-from recsys.embeddings.table import Table, TableOptimizer
+from recsys.embeddings.fused_table import FusedTable
+from recsys.embeddings.table import TableOptimizer
 
 _KINDS = {"sgd": "EXACT_SGD", "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD"}
 
 
-class FbgemmTable(Table):
+class FbgemmTable(FusedTable):
     """FBGEMM's table-batched embedding, which updates itself inside its own `backward`.
 
-    The vectors handed out are a leaf of their own, so that this backward runs in `step` and not before.  Two lookups
-    are two updates, so a step must look up once.  SGD and row-wise Adagrad on a CPU; fp32.  The width must be a
-    multiple of 4.
+    SGD and row-wise Adagrad on a CPU; fp32.  The width must be a multiple of 4.
     """
-
-    clips = False
 
     def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
         super().__init__(rows, width, optimizer, format)
@@ -57,8 +54,6 @@ class FbgemmTable(Table):
                 mend="leave it out, or set embedding.kernel to auto",
             )
         self._tbe = _table_batched_embedding(rows, width, optimizer)
-        self._steps = torch.zeros((), dtype=torch.int64)
-        self._pending: list[tuple[Tensor, Tensor]] = []
 
     def values(self, rows: Tensor | None = None) -> Tensor:
         weights = self.stored()
@@ -85,32 +80,11 @@ class FbgemmTable(Table):
 
     def forward(self, rows: Tensor) -> Tensor:
         offsets = torch.arange(rows.numel() + 1, dtype=torch.int64, device=rows.device)
-        out: Tensor = self._tbe(rows.to(torch.int64), offsets)
-        leaf = out.detach()
-        if torch.is_grad_enabled() and self.training:
-            leaf.requires_grad_(True)
-            self._pending.append((out, leaf))
-        return leaf
-
-    def gradient_norm(self, coalesced: bool) -> Tensor:
-        """Norm of the gradients lookup by lookup: FBGEMM sums those of equal rows later."""
-        norms = [torch.linalg.vector_norm(leaf.grad) for _, leaf in self._pending if leaf.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
-
-    def step(self, learning_rate: float, scale: float = 1.0) -> None:
-        for out, leaf in self._pending:
-            if leaf.grad is not None:
-                out.backward(leaf.grad if scale == 1.0 else leaf.grad * scale)
-        if self._pending:
-            self._steps += 1
-        self._pending = []
+        return self._hand_out(self._tbe(rows.to(torch.int64), offsets))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The rate of the next step; FBGEMM takes it in at the lookup, so it is told before."""
         self._tbe.set_learning_rate(learning_rate)
-
-    def discard(self) -> None:
-        self._pending = []
 
 
 def _table_batched_embedding(rows: int, width: int, optimizer: TableOptimizer) -> Any:

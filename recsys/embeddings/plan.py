@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.errors import ArtifactError, ConfigError, did_you_mean
+from features.errors import ArtifactError, ConfigError, unknown_name
 from features.layout import Layout
 from recsys.embeddings.addressing import HASH_VERSION, NO_OWNER, WAYS, exact_key
 from recsys.embeddings.config import EmbeddingConfig
@@ -437,9 +437,5 @@ def _check_not_exact(hot: dict[str, int], exact: set[str], config: EmbeddingConf
 def _check_names(where: str, given: Mapping[str, object], known: list[str]) -> None:
     for name in given:
         if name not in known:
-            raise ConfigError(
-                "there is no such id feature",
-                field=f"{where}.{name}",
-                expected=f"one of {', '.join(known)}",
-                mend=did_you_mean(name, known, "use the name of an id feature"),
-            )
+            what, otherwise = "there is no such id feature", "use the name of an id feature"
+            raise unknown_name(what, name, known, field=f"{where}.{name}", otherwise=otherwise)

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from features.errors import ConfigError
+from recsys.embeddings.fused_table import FusedTable
 from recsys.embeddings.multiplexed import MultiplexedEmbedding
 from recsys.embeddings.plan import EmbeddingPlan
-from recsys.embeddings.table import Table, TableOptimizer
+from recsys.embeddings.table import TableOptimizer
 from recsys.memory import MemoryPart, available_memory, require_memory
 from recsys.processes import Processes
 
@@ -71,12 +72,11 @@ class ShardedEmbedding(MultiplexedEmbedding):
         return torch.cat(parts, 1)
 
 
-class ShardedTable(Table):
+class ShardedTable(FusedTable):
     """A table in FBGEMM's kernels on several processes, which update themselves inside their own `backward`.
 
-    As in `FbgemmTable` the vectors handed out are a leaf of their own, so that this backward runs in `step` and not
-    before, in all processes or in none.  Gradients are averaged over the processes.  fp32; width a multiple of 4; SGD,
-    or row-wise Adagrad where rows are whole.
+    That backward runs in `step`, in all processes or in none.  Gradients are averaged over the processes.  fp32; width
+    a multiple of 4; SGD, or row-wise Adagrad where rows are whole.
 
     Args:
         plan: rows, width and lookups.
@@ -89,8 +89,6 @@ class ShardedTable(Table):
         ConfigError: the parts do not fit into the processes' memory.
     """
 
-    clips = False
-
     def __init__(
         self, plan: EmbeddingPlan, optimizer: TableOptimizer, sharding: Sharding, batch_size: int, processes: Processes
     ) -> None:
@@ -98,8 +96,6 @@ class ShardedTable(Table):
         self.names = lookup_names(plan)
         self._processes = processes
         self._bags = _shard(plan, self.names, optimizer, sharding, batch_size, processes)
-        self._steps = torch.zeros((), dtype=torch.int64)
-        self._pending: list[tuple[Tensor, Tensor]] = []
 
     def values(self, rows: Tensor | None = None) -> Tensor:
         """As `Table.values` in the first process, an empty tensor in the others; all take part."""
@@ -156,17 +152,8 @@ class ShardedTable(Table):
 
         if lengths is None:
             lengths = torch.ones(len(rows), dtype=torch.int64)
-        out: Tensor = self._bags(KeyedJaggedTensor(self.names, rows.to(torch.int64), lengths=lengths)).values()
-        leaf = out.detach()
-        if torch.is_grad_enabled() and self.training:
-            leaf.requires_grad_(True)
-            self._pending.append((out, leaf))
-        return leaf
-
-    def gradient_norm(self, coalesced: bool) -> Tensor:
-        """Norm of the gradients of this process's lookups, bag by bag: FBGEMM sums those of equal rows later."""
-        norms = [torch.linalg.vector_norm(leaf.grad) for _, leaf in self._pending if leaf.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        bags = KeyedJaggedTensor(self.names, rows.to(torch.int64), lengths=lengths)
+        return self._hand_out(self._bags(bags).values())
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The rate of the next step; FBGEMM takes it in at the lookup, so it is told before."""
@@ -174,18 +161,6 @@ class ShardedTable(Table):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.zero_grad()  # which is when the kernels are told
-
-    def step(self, learning_rate: float, scale: float = 1.0) -> None:
-        """As `Table.step`, in all processes together."""
-        for out, leaf in self._pending:
-            if leaf.grad is not None:
-                out.backward(leaf.grad if scale == 1.0 else leaf.grad * scale)
-        if self._pending:
-            self._steps += 1
-        self._pending = []
-
-    def discard(self) -> None:
-        self._pending = []
 
     def report(self) -> list[dict[str, Any]]:
         """What lies where: a line a process and part, with the bytes of rows and of optimizer state."""

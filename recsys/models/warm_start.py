@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from features.errors import ConfigError, did_you_mean, list_names
+from features.errors import ConfigError, unknown_name
 from recsys.embeddings.plan import IdCounts
 from recsys.embeddings.transfer import Carried, RowMap, carry_rows, keep_owners
 from recsys.models.axes import Axis, features_of
@@ -120,13 +120,8 @@ def check_warm_start(new: CTRModel, old: CTRModel, reset: Collection[str] = ()) 
     known = _features(new)
     for name in reset:
         if name not in known:
-            raise ConfigError(
-                "there is no such feature to reset",
-                field="train.reset",
-                found=name,
-                expected=f"one of {list_names(known)}",
-                mend=did_you_mean(name, known, "leave it out"),
-            )
+            what = "there is no such feature to reset"
+            raise unknown_name(what, name, known, field="train.reset", found=name, otherwise="leave it out")
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.errors import ConfigError, did_you_mean, list_names
+from features.errors import ConfigError, unknown_name
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.config import ChunksConfig
@@ -170,12 +170,8 @@ def space_of(
     known = (*layout.id_names, *layout.bag_names)
     for name in config.features:
         if name not in known:
-            raise ConfigError(
-                "there is no such feature with ids",
-                field=f"search.features.{name}",
-                expected=f"one of {list_names(known)}",
-                mend=did_you_mean(name, known, "remove it"),
-            )
+            what, field = "there is no such feature with ids", f"search.features.{name}"
+            raise unknown_name(what, name, known, field=field, otherwise="remove it")
     one = embedding.model_copy(update={"chunks": ChunksConfig()})
     plan = plan_embedding(layout, one, id_counts)
     features = []

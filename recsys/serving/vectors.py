@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from features.batch import Batch
-from features.errors import ConfigError, did_you_mean, list_names
+from features.errors import ConfigError, unknown_name
 from features.fingerprint import FINGERPRINT_VERSION
 from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
 from recsys.models.ctr import CTRModel
@@ -223,12 +223,7 @@ def _feature_of(output: str) -> str:
 
 def _check_known(name: str, known: Sequence[str], what: str = "feature") -> None:
     if name not in known:
-        raise ConfigError(
-            f"there is no such {what}",
-            field=name,
-            expected=f"one of {list_names(known)}",
-            mend=did_you_mean(name, known),
-        )
+        raise unknown_name(f"there is no such {what}", name, known, field=name)
 
 
 def _without_rows(name: str) -> ConfigError:

@@ -98,6 +98,18 @@ def test_recency_is_logarithmic(seconds, bucket):
     assert pipeline_of(feature, time="now").encode(row).ids.tolist() == [prints(bucket)]
 
 
+def test_recency_stands_beside_other_ids():
+    spec = {
+        "features": [{"type": "id", "name": "user"}, {"type": "recency", "name": "x", "unit": "s"}],
+        "labels": ["click"],
+        "time": "now",
+        "time_unit": "s",
+    }
+    pipeline = FeaturePipeline(validate(FeatureSpec, spec))
+    row = {"user": "a", "x": 1, "now": 2}
+    assert pipeline.encode_frame(pl.DataFrame([row])).equal(pipeline.encode(row))
+
+
 def test_recency_of_the_future_and_of_nothing():
     pipeline = pipeline_of({"type": "recency", "name": "x"}, time="now")
     later = NOW + datetime.timedelta(microseconds=1)
