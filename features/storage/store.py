@@ -22,7 +22,6 @@ from features.errors import ArtifactError, DataError, list_names
 from features.files import digest_of, read_json, write_json
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.folders import kept_aside, whole_or_nothing
-from features.frames import SPLIT_COLUMN
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
 from features.reading.unreadable import READ, Unreadable
@@ -100,8 +99,7 @@ def build_store(
             check_share(rows.rows_read + len(unreadable.records), quarantined, quality)
             unreadable.check_share(quality)
         check_splits(rows.counts, split)
-        rows.fit(pipeline)
-        shards = rows.write(partial, pipeline, shard_rows, progress)
+        shards = rows.fit_and_write(partial, pipeline, shard_rows, progress)
         dropped = rows.counts.get(None, 0)
         manifest = {
             **describe(partial, shards, pipeline.layout),
@@ -119,7 +117,7 @@ def build_store(
 
 
 class _AtOnce:
-    """Events that were checked in this process, and are fitted on and written in one pass each; see `InPieces`."""
+    """Events that were checked in this process, and are fitted on and written in one pass; see `InPieces`."""
 
     def __init__(self, checked: Checked) -> None:
         self.checked = checked
@@ -128,11 +126,10 @@ class _AtOnce:
     def write_quarantine(self, path: Path) -> None:
         write_quarantine(self.checked.bad, path)
 
-    def fit(self, pipeline: FeaturePipeline) -> None:
-        pipeline.fit(self.checked.kept.filter(pl.col(SPLIT_COLUMN) == "train"))
-
-    def write(self, folder: Path, pipeline: FeaturePipeline, shard_rows: int, progress: Progress | None) -> Shards:
-        return write_shards(folder, self.checked.kept, pipeline, shard_rows, progress)
+    def fit_and_write(
+        self, folder: Path, pipeline: FeaturePipeline, shard_rows: int, progress: Progress | None
+    ) -> Shards:
+        return write_shards(folder, self.checked.kept, pipeline, shard_rows, progress, fit=True)
 
 
 def finish(folder: Path, pipeline: FeaturePipeline, manifest: dict[str, Any]) -> Store:
