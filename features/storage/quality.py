@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,6 @@ from features.frames import FILE_COLUMN, PLACE_COLUMN, SPLIT_COLUMN, first_line,
 from features.ops.base import Operator, Problem
 from features.ops.time import microseconds_expr
 from features.pipeline import FeaturePipeline
-from features.spec import FeatureSpec
 from features.storage.drift import DriftConfig
 from features.storage.splits import RandomSplit, Split, assign_split, split_problems
 from features.times import IsoTime, microseconds_of
@@ -29,8 +27,6 @@ REASON_COLUMN = "__reason__"
 DUPLICATE_COLUMN = "__duplicate__"
 CHANGED_COLUMN = "__changed__"
 """When the file that a row comes from was changed last, in microseconds since 1970-01-01 UTC."""
-
-_DRAWN_ROWS = 1 << 20
 
 
 class QualityConfig(Strict):
@@ -120,8 +116,6 @@ def check(
     flagged, problems, keys = _flag(events, split, pipeline, quality, seen, salt, first)
     good = _good(flagged)
     quarantined = flagged.filter(pl.col(REASON_COLUMN).is_not_null())
-    if strict and not problems and keys is None and salt is None and isinstance(split, RandomSplit):
-        return Checked(good, quarantined, _drawn(events, split, spec, first), {})
     if strict or split.by_row:
         found = _count(flagged, [REASON_COLUMN, SPLIT_COLUMN])
         reasons: dict[str, int] = {}
@@ -136,6 +130,19 @@ def check(
     if strict and reasons:
         raise _error(flagged, problems, quality, reasons)
     return Checked(good.filter(pl.col(SPLIT_COLUMN).is_not_null()), quarantined, counts, reasons, keys)
+
+
+def keep_all(
+    events: pl.LazyFrame, split: Split, pipeline: FeaturePipeline, quality: QualityConfig
+) -> pl.LazyFrame | None:
+    """Returns all events with their split where no value decides whether a row is kept and where: no look is needed.
+
+    So it is with a random split in strict mode without rules; None otherwise. Arguments as of `check`.
+    """
+    if quality.mode != "strict" or quality.key is not None or not isinstance(split, RandomSplit):
+        return None
+    flagged, problems, _ = _flag(events, split, pipeline, quality, None, None, 0)
+    return None if problems else _good(flagged)
 
 
 def kept_rows(
@@ -257,17 +264,6 @@ def _flag(
         twice = pl.when(pl.col(DUPLICATE_COLUMN)).then(pl.lit(_duplicate_of(quality.key))).otherwise(None)
         bad = pl.coalesce(bad, twice)
     return divided.with_columns(bad.alias(REASON_COLUMN)).drop(DUPLICATE_COLUMN, strict=False), problems, keys
-
-
-def _drawn(events: pl.LazyFrame, split: Split, spec: FeatureSpec, first: int) -> dict[str | None, int]:
-    """Counts the rows of each split where their number alone decides: no value need be read."""
-    rows = int(_collect(events.select(pl.len())).item())
-    counts: Counter[str | None] = Counter()
-    for start in range(0, rows, _DRAWN_ROWS):
-        numbers = pl.int_range(min(_DRAWN_ROWS, rows - start), eager=True).to_frame().lazy()
-        drawn = assign_split(numbers, split, spec, first=first + start)
-        counts.update({name: count for (name,), count in _count(drawn, [SPLIT_COLUMN]).items()})
-    return dict(counts)
 
 
 def _good(flagged: pl.LazyFrame) -> pl.LazyFrame:

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from features.columns import column_types
+from features.errors import DataError
 from features.files import cannot_write, digest_of
 from features.folders import link
 from features.frames import SPLIT_COLUMN, stream
@@ -86,11 +87,15 @@ def write_shards(
                 one_pass.fit()
             for writer in writers.values():
                 writer.end()
-            return {name: writer.shards() for name, writer in writers.items()}
+            shards = {name: writer.shards() for name, writer in writers.items()}
     except pl.exceptions.PolarsError as error:
         raise pipeline.explain(assigned, error, labels=True) from error
     except (OSError, pa.ArrowException) as error:
         raise cannot_write(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
+    written = sum(entry["rows"] for entries in shards.values() for entry in entries)
+    if written != rows_read:
+        raise DataError("rows were lost", found=written, expected=rows_read, mend="report this")
+    return shards
 
 
 def describe(folder: Path, shards: Shards, layout: Layout) -> dict[str, Any]:
