@@ -39,6 +39,13 @@ def iterate(frame: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
         yield pl.concat(waiting, rechunk=True)
 
 
+def stream(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """Yields the rows in order, in pieces as the engine has them: none is empty, and nothing may hang on their size."""
+    for piece in frame.collect_batches(maintain_order=True, engine="streaming"):
+        if piece.height:
+            yield piece.rechunk()
+
+
 def schema_of(frame: pl.LazyFrame) -> pl.Schema:
     """Returns the schema.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ from features.validation import validate
 
 PIPELINE_VERSION = 1
 _FILE = "pipeline.json"
-_FIT_ROWS = 131_072
+FIT_ROWS = 131_072
+"""Rows that a fitted operator is given together: what it learns hangs on it, in the last bits."""
 _MEND_FILE = "prepare the data again"
 
 
@@ -135,7 +136,7 @@ class FeaturePipeline:
         for operator in fitted:
             operator.start()
         rows = 0
-        for piece in iterate(columns, _FIT_ROWS) if fitted else ():
+        for piece in iterate(columns, FIT_ROWS) if fitted else ():
             rows += piece.height
             for number, operator in enumerate(fitted):
                 column = piece.get_column(str(number))
@@ -167,45 +168,9 @@ class FeaturePipeline:
             DataError: A column is missing or of a wrong dtype.
         """
         self._check_fitted()
-        lazy = self.derive(frame)
-        schema = schema_of(lazy)
-        singles: dict[str, pl.Expr] = {}
-        dense: list[pl.Expr] = []
-        vectors: list[pl.Expr] = []
-        bags: list[pl.Expr] = []
-        columns: dict[str, pl.Expr] = {}
-        for name, operator in self._operators.items():
-            if isinstance(operator, Cross):
-                continue
-            for column in operator.columns:
-                require_column(column, schema)
-            expressions = operator.expressions(schema)
-            if operator.kind == "id":
-                singles[name] = expressions[0]
-            else:
-                {"bag": bags, "number": dense, "vector": vectors}[operator.kind].extend(expressions)
-        for name, operator in self._operators.items():
-            if isinstance(operator, Cross):
-                singles[name] = operator.expression([singles[part] for part in operator.of])
-        for name, expression in zip(self.layout.bag_names, bags, strict=True):
-            columns[BAG_PREFIX + name] = expression
-        if singles:
-            columns["ids"] = pl.concat_arr([singles[name] for name in self.layout.id_names])
-        if dense:
-            columns["dense"] = pl.concat_arr(dense)
-        if vectors:
-            columns["vectors"] = pl.concat_arr(vectors)
-        if labels:
-            side = self._side_operators()
-            for role, operators in side.items():
-                encoded = []
-                for operator in operators:
-                    require_column(operator.column, schema, role=role)
-                    encoded.extend(operator.expressions(schema))
-                columns[role] = pl.concat_arr(encoded) if role == "labels" else encoded[0]
-        # A literal, from a column of nulls, is one row: with_columns repeats it for every row of the frame.
-        encoded_columns = lazy.with_columns(expression.alias(name) for name, expression in columns.items())
-        return encoded_columns.select(*columns, *keep)
+        return self._encoded(
+            self.derive(frame), lambda operator, schema: operator.expressions(schema), labels=labels, keep=keep
+        )
 
     def derive(self, frame: pl.LazyFrame | pl.DataFrame) -> pl.LazyFrame:
         """Returns the frame with the derived columns of the spec, lazily.
@@ -348,6 +313,54 @@ class FeaturePipeline:
             raise ArtifactError("file does not match its digest", field=str(path), mend=_MEND_FILE)
         pipeline._check_fitted()
         return pipeline
+
+    def _encoded(
+        self,
+        lazy: pl.LazyFrame,
+        encode: Callable[[Operator, Schema], list[pl.Expr]],
+        *,
+        labels: bool,
+        keep: Sequence[str],
+    ) -> pl.LazyFrame:
+        """What `transform` returns, of a frame with its derived columns and of what `encode` makes of them."""
+        schema = schema_of(lazy)
+        singles: dict[str, pl.Expr] = {}
+        dense: list[pl.Expr] = []
+        vectors: list[pl.Expr] = []
+        bags: list[pl.Expr] = []
+        columns: dict[str, pl.Expr] = {}
+        for name, operator in self._operators.items():
+            if isinstance(operator, Cross):
+                continue
+            for column in operator.columns:
+                require_column(column, schema)
+            expressions = encode(operator, schema)
+            if operator.kind == "id":
+                singles[name] = expressions[0]
+            else:
+                {"bag": bags, "number": dense, "vector": vectors}[operator.kind].extend(expressions)
+        for name, operator in self._operators.items():
+            if isinstance(operator, Cross):
+                singles[name] = operator.expression([singles[part] for part in operator.of])
+        for name, expression in zip(self.layout.bag_names, bags, strict=True):
+            columns[BAG_PREFIX + name] = expression
+        if singles:
+            columns["ids"] = pl.concat_arr([singles[name] for name in self.layout.id_names])
+        if dense:
+            columns["dense"] = pl.concat_arr(dense)
+        if vectors:
+            columns["vectors"] = pl.concat_arr(vectors)
+        if labels:
+            side = self._side_operators()
+            for role, operators in side.items():
+                encoded = []
+                for operator in operators:
+                    require_column(operator.column, schema, role=role)
+                    encoded.extend(operator.expressions(schema))
+                columns[role] = pl.concat_arr(encoded) if role == "labels" else encoded[0]
+        # A literal, from a column of nulls, is one row: with_columns repeats it for every row of the frame.
+        encoded_columns = lazy.with_columns(expression.alias(name) for name, expression in columns.items())
+        return encoded_columns.select(*columns, *keep)
 
     def _inputs(self) -> dict[str, Any]:
         """How the inputs of derived columns are read, where there are any."""

@@ -92,7 +92,7 @@ def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
                 **_origin(data),
                 "files": _files_of(data),
                 "provenance": _provenance(data),
-                "unmatched": _count_unmatched(data, opener.sides, events),
+                "unmatched": opener.count_unmatched(events),
             },
             quality=data.quality,
             unreadable=unreadable,
@@ -100,8 +100,7 @@ def _build(config: ExperimentConfig, console: Console, reason: str) -> Store:
             parts=parts,
             progress=task.update,
         )
-    for side, count in store.manifest["source"]["unmatched"].items():
-        console.note(f"data: {count:,} events have no row in the side table {side}")
+    _say_unmatched(store.manifest["source"]["unmatched"], console)
     return store
 
 
@@ -115,15 +114,18 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
         events_of(data)  # says why there are none
     if reason is not None:
         console.note(f"data: preparing {folder} ({reason})")
+    opener = _Opener(config)
     with _engine(config) as engine, console.progress("preparing", None) as task:
         store = update_store(
             files,
-            _Opener(config),
+            opener,
             config.spec,
             data.split,
             folder,
             shard_rows=data.shard_rows,
             source={**_origin(data), "provenance": _provenance(data)},
+            sides=_side_contents(data),
+            count_unmatched=opener.count_unmatched if data.join else None,
             quality=data.quality,
             incremental=data.incremental,
             anew=reason is not None,
@@ -138,6 +140,7 @@ def _update(config: ExperimentConfig, console: Console, reason: str | None) -> t
 
 def _say_batch(batch: dict[str, Any], console: Console) -> None:
     """Tells what was added, and how it differs from what the pipeline was fitted on."""
+    _say_unmatched(batch["unmatched"], console)
     extra = {"late rows": batch.get("late_rows"), "old rows dropped": batch.get("retired")}
     counts = [f"{batch['files']:,} files", f"{batch['rows_read']:,} rows"]
     console.note("data: read " + ", ".join([*counts, *(f"{count:,} {what}" for what, count in extra.items() if count)]))
@@ -147,6 +150,11 @@ def _say_batch(batch: dict[str, Any], console: Console) -> None:
     if drifted := [{key: entry[key] for key in keys} for entry in batch["drift"] if entry["passed"]]:
         console.table("drift beyond data.quality.drift", drifted)
         console.note("data: the pipeline stays as it was fitted; `recsys prepare --rebuild` fits it anew on all rows")
+
+
+def _say_unmatched(unmatched: dict[str, int], console: Console) -> None:
+    for side, count in unmatched.items():
+        console.note(f"data: {count:,} events have no row in the side table {side}")
 
 
 def open_store(config: ExperimentConfig) -> Store:
@@ -237,6 +245,15 @@ class _Opener:
         data = self.config.data
         return events_of(data if path is None else data.model_copy(update={"source": str(path)}), self.sides)
 
+    def count_unmatched(self, events: pl.LazyFrame) -> dict[str, int]:
+        """How many of the events, which this opened, have no row in each side table."""
+        if not self.config.data.join:
+            return {}
+        try:
+            return self.sides.count_unmatched(events)
+        except DataError:  # whoever encodes these events says which column it is
+            return {}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _sent_opener, (json.dumps(self.config.to_json()), self.run)
 
@@ -275,14 +292,16 @@ def _local_files(data: DataConfig) -> list[InputFile]:
     return input_files([Path(name) for name in _local_names(data) or ()])
 
 
-def _count_unmatched(data: DataConfig, sides: SideTables, events: pl.LazyFrame) -> dict[str, int]:
-    """How many events have no row in each side table."""
-    if not data.join:
-        return {}
-    try:
-        return sides.count_unmatched(events)
-    except DataError:  # whoever encodes these events says which column it is
-        return {}
+def _side_contents(data: DataConfig) -> dict[str, Any]:
+    """What tells that the content of a side table changed, by file."""
+    found: dict[str, Any] = {}
+    for join in data.join:
+        inputs = find_inputs(join.source)
+        if inputs.local_files is None:
+            found |= states(inputs, data.resolved_options)
+        else:
+            found |= {name: InputFile(name, Path(name)).digest() for name in inputs.local_files}
+    return found
 
 
 def _say_left_out(data: DataConfig, console: Console) -> None:

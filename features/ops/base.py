@@ -114,8 +114,20 @@ class FittedOperator(Operator):
         """Whether it holds a state, or needs none."""
         raise NotImplementedError
 
+    def expressions(self, schema: Schema) -> list[pl.Expr]:
+        """Returns the encoded values for columns of these dtypes, in Polars: reads them, then applies the state.
+
+        Raises:
+            DataError: The operator cannot take a column of its dtype.
+        """
+        return self.fitted_expressions(self.fit_expression(schema))
+
     def fit_expression(self, schema: Schema) -> pl.Expr:
-        """Returns what it wants to see of its column: Float64 or Int64, null for missing."""
+        """Returns what it wants to see of its column, which is all that it is: Float64 or Int64, null for missing."""
+        raise NotImplementedError
+
+    def fitted_expressions(self, value: pl.Expr) -> list[pl.Expr]:
+        """Returns the encoded values of what `fit_expression` gave."""
         raise NotImplementedError
 
     def start(self) -> None:

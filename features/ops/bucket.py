@@ -26,9 +26,8 @@ class Bucket(FittedOperator):
         self.edges: list[float] | None = feature.edges
         self._sample = QuantileSample()
 
-    def expressions(self, schema: Schema) -> list[pl.Expr]:
+    def fitted_expressions(self, value: pl.Expr) -> list[pl.Expr]:
         """[B] Int64 fingerprints."""
-        value = float_expr(self.column, schema[self.column])
         above = pl.sum_horizontal([(value >= edge).cast(pl.Int32) for edge in self.edges or []] or [pl.lit(0)])
         index = pl.when(value.is_null()).then(None).otherwise(above)
         return [fingerprint_expr(index.cast(pl.String))]

@@ -34,10 +34,9 @@ class Frequency(FittedOperator):
         self._kept: np.ndarray | None = None
         self._buckets = np.empty(0, dtype=np.uint8)
 
-    def expressions(self, schema: Schema) -> list[pl.Expr]:
+    def fitted_expressions(self, value: pl.Expr) -> list[pl.Expr]:
         """[B] Int64 fingerprints."""
-        code = self.fit_expression(schema)
-        return [code.map_batches(self._lookup, return_dtype=pl.Int64(), is_elementwise=True)]
+        return [value.map_batches(self._lookup, return_dtype=pl.Int64(), is_elementwise=True)]
 
     def problems(self, schema: Schema) -> list[Problem]:
         """Values that cannot be cast."""

@@ -40,9 +40,8 @@ class Number(FittedOperator):
         self.scale: QuantileScale | None = None
         self._sample = QuantileSample()
 
-    def expressions(self, schema: Schema) -> list[pl.Expr]:
+    def fitted_expressions(self, value: pl.Expr) -> list[pl.Expr]:
         """[B] Float32, and another with the missing flag if it is wanted."""
-        value = self._before_scale(schema[self.column])
         missing = value.is_null()
         if self.standardise:
             value = (value - self.mean) / self.deviation

@@ -7,7 +7,8 @@ shard's own file, behind room for the header, and every other one in a file besi
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ import xxhash
 from features.columns import record_batch
 
 _BLOCK = 1 << 20
+_ROWS = 16_384
+"""Rows that are changed together."""
 
 
 class GrowingShard:
@@ -28,35 +31,38 @@ class GrowingShard:
         folder: The folder of the store.
         name: The path of the shard from there.
         types: Encoded columns and their Arrow types.
+        aside: Columns of a fixed width that are kept until `change`, and never become part of the shard.
     """
 
-    def __init__(self, folder: Path, name: str, types: Mapping[str, pa.DataType]) -> None:
+    def __init__(self, folder: Path, name: str, types: Mapping[str, pa.DataType], aside: Sequence[str] = ()) -> None:
         self.rows = 0
         self._name, self._path, self._types = name, folder / name, types
         self._values = {column: 0 for column, kind in types.items() if pa.types.is_large_list(kind)}
+        self._kinds: dict[str, tuple[np.dtype[Any], int]] = {}
         # In the order of the file: lists have their offsets before their values.
         streams = [
             stream
-            for column in types
+            for column in (*types, *aside)
             for stream in ((_offsets(column), column) if column in self._values else (column,))
         ]
-        first, *others = streams
-        self._files: dict[str, BinaryIO] = {first: self._path.open("w+b")}
-        self._files[first].seek(_header_size(types))
-        for number, stream in enumerate(others):
-            self._files[stream] = self._path.with_name(f".{self._path.name}.{number}").open("w+b")
+        self._first, self._header = streams[0], _header_size(types)
+        self._paths = {stream: self._path.with_name(f".{self._path.name}.{at}") for at, stream in enumerate(streams)}
+        self._paths[self._first] = self._path
+        self._files: dict[str, BinaryIO] = {stream: path.open("wb") for stream, path in self._paths.items()}
+        self._files[self._first].seek(self._header)
         for column in self._values:
-            self._files[_offsets(column)].write(bytes(8))
+            self._files[_offsets(column)].write(bytes(8))  # the first is 0
 
     def append(self, piece: pl.DataFrame, fixed: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
         """Appends some rows of an encoded piece.
 
         Args:
             piece: Encoded rows.
-            fixed: Its columns of a fixed width, [rows of the piece, width].
+            fixed: Its columns of a fixed width, those aside too: [rows of the piece, width].
             rows: The numbers of the rows in the piece, rising.
         """
         for column, values in fixed.items():
+            self._kinds[column] = (values.dtype, values.shape[1])
             self._files[column].write(values.take(rows, axis=0, mode="clip").data)
         if self._values:
             kinds = {column: self._types[column] for column in self._values}
@@ -65,28 +71,58 @@ class GrowingShard:
             lists = record_batch(piece.select(list(kinds)).filter(wanted), kinds)
             for column, before in self._values.items():
                 ends, values = lists.column(column).offsets.to_numpy()[1:], lists.column(column).values.to_numpy()
-                self._files[_offsets(column)].write(ends + before)
-                self._files[column].write(values)
+                self._files[_offsets(column)].write((ends + before).data)
+                self._files[column].write(values.data)
                 self._values[column] = before + len(values)
         self.rows += len(rows)
 
+    def close(self) -> None:
+        """Closes the files, so that any number of shards may wait: no row comes any more."""
+        for file in self._files.values():
+            file.close()
+
+    def change(self, columns: Sequence[str], change: Callable[[dict[str, np.ndarray]], None]) -> None:
+        """Gives columns of a fixed width, some rows at a time, to a function that changes them in place."""
+        self.close()
+        with ExitStack() as stack:
+            files = {column: stack.enter_context(self._paths[column].open("r+b")) for column in columns}
+            for start in range(0, self.rows, _ROWS):
+                rows = min(_ROWS, self.rows - start)
+                arrays = {
+                    column: np.empty((rows, self._kinds[column][1]), self._kinds[column][0]) for column in columns
+                }
+                for column, array in arrays.items():
+                    files[column].seek(self._place(column, start))
+                    files[column].readinto(array.data.cast("B"))
+                change(arrays)
+                for column, array in arrays.items():
+                    if column in self._types:
+                        files[column].seek(self._place(column, start))
+                        files[column].write(array.data)
+
     def finish(self) -> dict[str, Any]:
         """Makes the file whole; returns its entry in the manifest."""
+        self.close()
         batch, addresses = _described(self._types, self.rows, self._values)
-        file, *others = self._files.values()
-        for other in others:
-            other.seek(0)
-        file.seek(0)
-        sources = {addresses[stream]: other for stream, other in self._files.items() if addresses[stream]}
-        sink = _Sink(file, sources)
-        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
-            writer.write_batch(batch)
-        size = file.tell()
-        for every in self._files.values():
-            every.close()
-            if every is not file:
-                Path(every.name).unlink()
+        with ExitStack() as stack:
+            file = stack.enter_context(self._path.open("r+b"))
+            sources = {
+                address: file if stream == self._first else stack.enter_context(self._paths[stream].open("rb"))
+                for stream, address in addresses.items()
+                if address
+            }
+            sink = _Sink(file, sources)
+            with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
+                writer.write_batch(batch)
+            size = file.tell()
+        for path in self._paths.values():
+            if path != self._path:
+                path.unlink()
         return {"path": self._name, "rows": self.rows, "bytes": size, "xxh3": str(sink.digest.hexdigest())}
+
+    def _place(self, column: str, row: int) -> int:
+        kind, width = self._kinds[column]
+        return row * width * kind.itemsize + (self._header if column == self._first else 0)
 
 
 class _Sink(io.RawIOBase):

@@ -11,7 +11,7 @@ import functools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ from features.storage.splits import SPLITS, Split, drop_reason
 from features.storage.store import QUARANTINE, Store, check_free, check_splits, finish, naming
 from features.validation import Strict
 
+CountUnmatched = Callable[[pl.LazyFrame], dict[str, int]]
+
 _DAY = 86_400_000_000
 _KEYS, _FILE, _ROWS = "keys", "piece.json", "rows.parquet"
 _ANEW = "`recsys prepare --rebuild` prepares everything anew"
@@ -65,6 +67,8 @@ class IncrementalConfig(Strict):
     """Shards whose rows are all older than the newest row by more than this are dropped."""
     gone: Literal["error", "keep"] = "error"
     """A file that was read and is not there any more is an error, or its rows are kept."""
+    side_tables: Literal["error", "keep"] = "error"
+    """A side table whose content changed is an error, or rows keep what they got and new ones get what is there now."""
 
 
 UPDATE = IncrementalConfig()
@@ -104,6 +108,8 @@ def update_store(
     *,
     shard_rows: int = 1_000_000,
     source: dict[str, Any] | None = None,
+    sides: Mapping[str, Any] | None = None,
+    count_unmatched: CountUnmatched | None = None,
     quality: QualityConfig = STRICT,
     incremental: IncrementalConfig = UPDATE,
     anew: bool = False,
@@ -123,6 +129,8 @@ def update_store(
         folder: The store.
         shard_rows: Rows a shard at most.
         source: Where the events come from, for the manifest; plain JSON.
+        sides: What tells the content of each file of the side tables that `open_file` joins; plain JSON.
+        count_unmatched: Counts rows that `open_file` opened and that have no row in a side table, by table.
         quality: What becomes of rows that cannot be used. The limit holds for the new files together.
         incremental: See there.
         anew: Forget the store that is there.
@@ -132,7 +140,8 @@ def update_store(
 
     Raises:
         ConfigError: The split does not divide by row.
-        DataError: A file that was read is changed or gone; a row, column or file is wrong; too much is in quarantine.
+        DataError: A file that was read is changed or gone, or a side table is changed; a row, column or file is wrong;
+            too much is in quarantine.
         ArtifactError: Files cannot be added to what is there, another process is preparing it, or it cannot be written.
     """
     folder = Path(folder)
@@ -152,6 +161,7 @@ def update_store(
         stamps = {file.name: file.stamp for file in files}
         digests = {file.name: _digest(file, known.get(file.name)) for file in files}
         _check_known(known, digests, incremental)
+        _check_sides(old, sides or {}, incremental)
         new = [file for file in files if known.get(file.name, {}).get("digest") != digests[file.name]]
         if old is not None and not new:
             return old
@@ -159,7 +169,19 @@ def update_store(
         readings = read_files(new, open_file, pipeline, quality, spool, engine)
         # What is a second row of a key hangs on the pieces before.
         engine = None if quality.key is not None else engine
-        run = _Run(work, old, pipeline, split, quality, shard_rows, source or {}, open_file, engine)
+        run = _Run(
+            work,
+            old,
+            pipeline,
+            split,
+            quality,
+            shard_rows,
+            source or {},
+            sides or {},
+            open_file,
+            count_unmatched,
+            engine,
+        )
         pieces = run.pieces(readings, stamps, digests, incremental.piece_rows)
         if old is None:
             run.fit(pieces)
@@ -203,6 +225,20 @@ def _check_known(known: dict[str, dict[str, Any]], digests: dict[str, str], incr
         )
 
 
+def _check_sides(old: Store | None, sides: Mapping[str, Any], incremental: IncrementalConfig) -> None:
+    # A store that was made before this was looked at does not say.
+    before = sides if old is None else old.manifest.get("sides", sides)
+    changed = [name for name in sorted({*before, *sides}) if before.get(name) != sides.get(name)]
+    if changed and incremental.side_tables == "error":
+        raise DataError(
+            "side tables changed after rows were joined to them",
+            field=list_names(changed),
+            expected="the same content",
+            mend="set data.incremental.side_tables: keep if rows that are prepared may keep what they got, as with "
+            f"an as-of join to a table that only grows; {_ANEW}",
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Worker:
     """What is done with a single piece; it can be sent to another process.
@@ -218,6 +254,7 @@ class _Worker:
     quality: QualityConfig
     shard_rows: int
     open_file: Open
+    count_unmatched: CountUnmatched | None
 
     def check(self, piece: _Piece, seen: np.ndarray | None = None) -> Checked:
         frame = piece.frame(self.open_file)
@@ -255,9 +292,16 @@ class _Worker:
                 raise DataError("rows were lost", field=piece.file.name, found=written, expected=checked.rows_read)
             if checked.keys is not None:
                 np.save(partial / f"{_KEYS}.npy", checked.keys)
+            count = self.count_unmatched
             write_json(
                 partial / _FILE,
-                {"rows_read": checked.rows_read, "dropped": dropped, "reasons": checked.reasons, "shards": shards},
+                {
+                    "rows_read": checked.rows_read,
+                    "dropped": dropped,
+                    "reasons": checked.reasons,
+                    "unmatched": {} if count is None else count(piece.frame(self.open_file)),
+                    "shards": shards,
+                },
             )
 
 
@@ -273,12 +317,15 @@ class _Run:
         quality: QualityConfig,
         shard_rows: int,
         source: dict[str, Any],
+        sides: Mapping[str, Any],
         open_file: Open,
+        count_unmatched: CountUnmatched | None,
         engine: Engine | None,
     ) -> None:
         self.work, self.old, self.pipeline = work, old, pipeline
         self.checker = FeaturePipeline(pipeline.spec) if old is None else pipeline
-        self.open_file, self.engine = open_file, engine
+        self.open_file, self.count_unmatched, self.engine = open_file, count_unmatched, engine
+        self.sides = dict(sides)
         self.split, self.quality, self.shard_rows, self.source = split, quality, shard_rows, source
         self.seen = np.empty(0, dtype=np.uint64)
         if old is not None and quality.key is not None:
@@ -307,7 +354,15 @@ class _Run:
 
     @property
     def _worker(self) -> _Worker:
-        return _Worker(self.checker, self.pipeline, self.split, self.quality, self.shard_rows, self.open_file)
+        return _Worker(
+            self.checker,
+            self.pipeline,
+            self.split,
+            self.quality,
+            self.shard_rows,
+            self.open_file,
+            self.count_unmatched,
+        )
 
     def fit(self, pieces: Sequence[_Piece]) -> None:
         """Fits on the train rows of all pieces, or takes what a killed run had fitted on the same."""
@@ -416,7 +471,9 @@ class _Run:
             if (piece / f"{_KEYS}.npy").is_file():
                 link(piece / f"{_KEYS}.npy", partial / _KEYS / f"{name}-{number:05d}.npy")
         layout = self.pipeline.layout
-        batch: dict[str, Any] = {"files": len(readings), "rows_read": rows_read}
+        unmatched = _added(piece["unmatched"] for piece in found)
+        batch: dict[str, Any] = {"files": len(readings), "rows_read": rows_read, "unmatched": unmatched}
+        unmatched_before = self.old.manifest["source"].get("unmatched", {}) if self.old else {}
         if layout.has_time:
             batch |= _late(pieces, found, manifest["time_range"])
         profile, drift = self._drift(pieces, found)
@@ -455,7 +512,8 @@ class _Run:
             "batches": [*_without_drift(batches), batch],
             "columns": columns,
             "split": self.split.model_dump(mode="json"),
-            "source": self.source,
+            "source": self.source | {"unmatched": _added([unmatched_before, unmatched])},
+            "sides": self.sides,
         }
         check_splits(dict(manifest["rows"]), self.split)
         profile.save(partial / _PROFILE)
@@ -487,7 +545,7 @@ class _Run:
         return drop_older(folder, shards, newest - int(days * _DAY))
 
     def _hash(self, first: str, *more: Any) -> str:
-        rules = [self.split.model_dump(mode="json"), self.quality.rules(), self.source]
+        rules = [self.split.model_dump(mode="json"), self.quality.rules(), self.source, self.sides]
         return str(xxhash.xxh3_128_hexdigest(json.dumps([first, *more, *rules], sort_keys=True).encode()))
 
 
@@ -517,6 +575,14 @@ def _schema_changes(readings: Sequence[Reading], old: Store | None) -> tuple[lis
             changes += [f"{reading.file.name}: {change}" for change in schema_drift(columns, now)]
         columns = now
     return changes, columns
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums by name, also those that are 0."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
 
 
 def _without_drift(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

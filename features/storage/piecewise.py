@@ -95,14 +95,11 @@ class InPieces:
             bad = pl.concat([every, *map(pl.scan_parquet, written)], how="diagonal")
         write_quarantine(bad, path)
 
-    def fit(self, pipeline: FeaturePipeline) -> None:
-        """Fits on the train rows."""
-        fit_on_files(pipeline, self.events, [self._worker.fit_columns(piece) for piece in self.pieces])
-
-    def write(
+    def fit_and_write(
         self, folder: Path, pipeline: FeaturePipeline, shard_rows: int, progress: Progress | None = None
     ) -> Shards:
-        """Writes the shards into `folder`, as `features.storage.shards.write_shards` does."""
+        """Fits on the train rows and writes the shards, as `features.storage.shards.write_shards` does."""
+        fit_on_files(pipeline, self.events, [self._worker.fit_columns(piece) for piece in self.pieces])
         worker = dataclasses.replace(self._worker, pipeline=pipeline)
         encoded: list[tuple[Path, Shards]] = []
         for piece, shards in zip(self.pieces, self.engine.map(worker.encode, self.pieces), strict=True):

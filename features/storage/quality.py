@@ -18,7 +18,7 @@ from features.ops.base import Operator, Problem
 from features.ops.time import microseconds_expr
 from features.pipeline import FeaturePipeline
 from features.storage.drift import DriftConfig
-from features.storage.splits import Split, assign_split, split_problems
+from features.storage.splits import RandomSplit, Split, assign_split, split_problems
 from features.times import IsoTime, microseconds_of
 from features.validation import Strict
 
@@ -130,6 +130,19 @@ def check(
     if strict and reasons:
         raise _error(flagged, problems, quality, reasons)
     return Checked(good.filter(pl.col(SPLIT_COLUMN).is_not_null()), quarantined, counts, reasons, keys)
+
+
+def keep_all(
+    events: pl.LazyFrame, split: Split, pipeline: FeaturePipeline, quality: QualityConfig
+) -> pl.LazyFrame | None:
+    """Returns all events with their split where no value decides whether a row is kept and where: no look is needed.
+
+    So it is with a random split in strict mode without rules; None otherwise. Arguments as of `check`.
+    """
+    if quality.mode != "strict" or quality.key is not None or not isinstance(split, RandomSplit):
+        return None
+    flagged, problems, _ = _flag(events, split, pipeline, quality, None, None, 0)
+    return None if problems else _good(flagged)
 
 
 def kept_rows(

@@ -15,15 +15,18 @@ import polars as pl
 import pyarrow as pa
 
 from features.columns import column_types
+from features.errors import DataError
 from features.files import cannot_write, digest_of
 from features.folders import link
-from features.frames import SPLIT_COLUMN, iterate
+from features.frames import SPLIT_COLUMN, stream
 from features.layout import Layout
+from features.one_pass import OnePass
 from features.pipeline import FeaturePipeline
 from features.storage.growing import GrowingShard
 from features.storage.splits import SPLITS
 
-_READ_ROWS = 65_536
+_THREADS = 2
+"""Finish shards."""
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
@@ -39,44 +42,60 @@ def write_shards(
     pipeline: FeaturePipeline,
     shard_rows: int,
     progress: Progress | None = None,
+    *,
+    fit: bool = False,
 ) -> Shards:
     """Encodes rows and writes them into `folder`.
 
-    Memory holds a piece of some ten thousand rows, whatever `shard_rows` is: shards grow on disk.
+    Memory holds some ten thousand rows at a time, whatever `shard_rows` is: shards grow on disk.
 
     Args:
         folder: Gets a folder a split.
         assigned: Rows, each with its split.
-        pipeline: Fitted.
+        pipeline: Fitted, or to be fitted.
         shard_rows: Rows a file.
         progress: Told about the rows read.
+        fit: Fit the pipeline on the train rows in the same pass. Until its end the disk holds 8 bytes more a row for
+            every fitted operator.
 
     Raises:
         DataError: A value is wrong.
         ArtifactError: It cannot be written.
     """
     types = column_types(pipeline.layout, labels=True)
-    fixed = [name for name, kind in types.items() if not pa.types.is_large_list(kind)]
-    encoded = pipeline.transform(assigned, keep=[SPLIT_COLUMN])
+    one_pass = OnePass(pipeline, assigned) if fit else None
+    aside = one_pass.aside if one_pass is not None else []
+    keep = [SPLIT_COLUMN]
+    encoded = pipeline.transform(assigned, keep=keep) if one_pass is None else one_pass.read(keep)
+    fixed = [name for name, kind in types.items() if not pa.types.is_large_list(kind)] + aside
     rows_read = 0
     try:
-        with ThreadPoolExecutor(1) as thread:
-            writers = {name: _ShardWriter(folder, name, types, shard_rows, thread) for name in SPLITS}
-            for piece in iterate(encoded, _READ_ROWS):
+        with ThreadPoolExecutor(_THREADS) as threads:
+            writers = {name: _ShardWriter(folder, name, types, shard_rows, threads, one_pass) for name in SPLITS}
+            for piece in stream(encoded):
                 rows_read += piece.height
                 split = piece.get_column(SPLIT_COLUMN)
                 columns = {name: piece.get_column(name).to_numpy().reshape(piece.height, -1) for name in fixed}
                 for name, writer in writers.items():
-                    writer.add(piece, columns, np.flatnonzero(split == name))
+                    rows = np.flatnonzero(split == name)
+                    writer.add(piece, columns, rows)
+                    if one_pass is not None and name == "train":
+                        one_pass.learn(columns, rows)
                 if progress is not None:
                     progress(rows_read)
+            if one_pass is not None:
+                one_pass.fit()
             for writer in writers.values():
-                writer.flush()
-            return {name: writer.shards() for name, writer in writers.items()}
+                writer.end()
+            shards = {name: writer.shards() for name, writer in writers.items()}
     except pl.exceptions.PolarsError as error:
         raise pipeline.explain(assigned, error, labels=True) from error
     except (OSError, pa.ArrowException) as error:
         raise cannot_write(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
+    written = sum(entry["rows"] for entries in shards.values() for entry in entries)
+    if written != rows_read:
+        raise DataError("rows were lost", found=written, expected=rows_read, mend="report this")
+    return shards
 
 
 def describe(folder: Path, shards: Shards, layout: Layout) -> dict[str, Any]:
@@ -245,33 +264,57 @@ def _name(split: str, number: int) -> str:
 
 
 class _ShardWriter:
-    """Gathers the rows of one split, and hands a shard that is full to the finishing thread."""
+    """Gathers the rows of one split, and hands shards that are full to threads that finish them."""
 
     def __init__(
-        self, folder: Path, split: str, types: dict[str, pa.DataType], shard_rows: int, thread: ThreadPoolExecutor
+        self,
+        folder: Path,
+        split: str,
+        types: dict[str, pa.DataType],
+        shard_rows: int,
+        threads: ThreadPoolExecutor,
+        one_pass: OnePass | None,
     ) -> None:
         self._folder, self._split, self._types = folder, split, types
-        self._shard_rows, self._thread = shard_rows, thread
+        self._shard_rows, self._threads, self._one_pass = shard_rows, threads, one_pass
         self._growing: GrowingShard | None = None
-        self._full: list[Future[dict[str, Any]]] = []
+        self._waiting: list[GrowingShard] = []
+        self._finished: list[Future[dict[str, Any]]] = []
+        self._count = 0
         (folder / split).mkdir(parents=True)
 
     def add(self, piece: pl.DataFrame, fixed: dict[str, np.ndarray], rows: np.ndarray) -> None:
         """Adds the rows with these numbers of an encoded piece."""
         while len(rows):
             if self._growing is None:
-                self._growing = GrowingShard(self._folder, _name(self._split, len(self._full)), self._types)
+                aside = [] if self._one_pass is None else self._one_pass.aside
+                self._growing = GrowingShard(self._folder, _name(self._split, self._count), self._types, aside)
+                self._count += 1
             here, rows = np.split(rows, [self._shard_rows - self._growing.rows])
             self._growing.append(piece, fixed, here)
             if self._growing.rows == self._shard_rows:
-                self.flush()
+                self._close()
 
-    def flush(self) -> None:
-        """Hands over what is gathered."""
-        if self._growing is not None:
-            self._full.append(self._thread.submit(self._growing.finish))
-            self._growing = None
+    def end(self) -> None:
+        """Finishes what is left, and all shards if the pipeline has just been fitted."""
+        self._close()
+        self._finished += [self._threads.submit(self._finish, shard) for shard in self._waiting]
 
     def shards(self) -> list[dict[str, Any]]:
         """What the manifest says of them, once all are written."""
-        return [shard.result() for shard in self._full]
+        return [shard.result() for shard in self._finished]
+
+    def _close(self) -> None:
+        if self._growing is None:
+            return
+        self._growing.close()
+        if self._one_pass is None:
+            self._finished.append(self._threads.submit(self._finish, self._growing))
+        else:
+            self._waiting.append(self._growing)
+        self._growing = None
+
+    def _finish(self, shard: GrowingShard) -> dict[str, Any]:
+        if self._one_pass is not None and self._one_pass.changed:
+            shard.change(self._one_pass.changed, self._one_pass.complete)
+        return shard.finish()

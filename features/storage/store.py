@@ -22,7 +22,6 @@ from features.errors import ArtifactError, DataError, list_names
 from features.files import digest_of, read_json, write_json
 from features.fingerprint import FINGERPRINT_VERSION, check_fingerprint_version
 from features.folders import kept_aside, whole_or_nothing
-from features.frames import SPLIT_COLUMN
 from features.layout import Layout
 from features.pipeline import FeaturePipeline
 from features.reading.unreadable import READ, Unreadable
@@ -30,7 +29,7 @@ from features.spec import FeatureSpec, digest_json
 from features.storage.engines.base import Engine
 from features.storage.pieces import Rows
 from features.storage.piecewise import InPieces
-from features.storage.quality import STRICT, Checked, QualityConfig, check, check_share, write_quarantine
+from features.storage.quality import STRICT, QualityConfig, check, check_share, keep_all, write_quarantine
 from features.storage.shards import Progress, Shards, describe, write_shards
 from features.storage.splits import SPLITS, Split, drop_reason
 from features.validation import validate
@@ -88,7 +87,7 @@ def build_store(
         pipeline = FeaturePipeline(spec)
         events = events.lazy()
         rows: _AtOnce | InPieces = (
-            _AtOnce(check(events, split, pipeline, quality))
+            _AtOnce(events, split, pipeline, quality)
             if engine is None
             else InPieces(events, parts, split, spec, quality, engine, partial / "pieces", shard_rows)
         )
@@ -99,10 +98,11 @@ def build_store(
             unreadable.write(partial / QUARANTINE)
             check_share(rows.rows_read + len(unreadable.records), quarantined, quality)
             unreadable.check_share(quality)
-        check_splits(rows.counts, split)
-        rows.fit(pipeline)
-        shards = rows.write(partial, pipeline, shard_rows, progress)
-        dropped = rows.counts.get(None, 0)
+        if rows.counts is not None:
+            check_splits(rows.counts, split)
+        shards = rows.fit_and_write(partial, pipeline, shard_rows, progress)
+        check_splits(rows.counts or {}, split)
+        dropped = (rows.counts or {}).get(None, 0)
         manifest = {
             **describe(partial, shards, pipeline.layout),
             "rows_read": rows.rows_read + len(unreadable.records),
@@ -119,20 +119,39 @@ def build_store(
 
 
 class _AtOnce:
-    """Events that were checked in this process, and are fitted on and written in one pass each; see `InPieces`."""
+    """Events that are checked in this process, if need be, and are fitted on and written in one pass; see `InPieces`.
 
-    def __init__(self, checked: Checked) -> None:
-        self.checked = checked
-        self.counts, self.reasons, self.rows_read = checked.counts, checked.reasons, checked.rows_read
+    Attributes:
+        counts: None until they are written, if there was no need to look at them before.
+    """
+
+    def __init__(self, events: pl.LazyFrame, split: Split, pipeline: FeaturePipeline, quality: QualityConfig) -> None:
+        self._bad: pl.LazyFrame | None = None
+        self.counts: dict[str | None, int] | None = None
+        self.reasons: dict[str, int] = {}
+        kept = keep_all(events, split, pipeline, quality)
+        if kept is None:
+            checked = check(events, split, pipeline, quality)
+            kept, self._bad, self.counts, self.reasons = checked.kept, checked.bad, checked.counts, checked.reasons
+        self._kept = kept
+
+    @property
+    def rows_read(self) -> int:
+        """Kept, dropped and quarantined, as far as is known."""
+        return sum((self.counts or {}).values()) + sum(self.reasons.values())
 
     def write_quarantine(self, path: Path) -> None:
-        write_quarantine(self.checked.bad, path)
+        assert self._bad is not None
+        write_quarantine(self._bad, path)
 
-    def fit(self, pipeline: FeaturePipeline) -> None:
-        pipeline.fit(self.checked.kept.filter(pl.col(SPLIT_COLUMN) == "train"))
-
-    def write(self, folder: Path, pipeline: FeaturePipeline, shard_rows: int, progress: Progress | None) -> Shards:
-        return write_shards(folder, self.checked.kept, pipeline, shard_rows, progress)
+    def fit_and_write(
+        self, folder: Path, pipeline: FeaturePipeline, shard_rows: int, progress: Progress | None
+    ) -> Shards:
+        shards = write_shards(folder, self._kept, pipeline, shard_rows, progress, fit=True)
+        if self.counts is None:
+            rows = {split: sum(entry["rows"] for entry in entries) for split, entries in shards.items()}
+            self.counts = {split: count for split, count in rows.items() if count}
+        return shards
 
 
 def finish(folder: Path, pipeline: FeaturePipeline, manifest: dict[str, Any]) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -160,6 +161,36 @@ def test_events_without_a_side_row_are_counted(
     assert f"{count} events have no row in the side table" in capsys.readouterr().out
 
 
+def test_side_tables_of_a_store_that_grows(
+    config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = tmp_path / "side" / "users.parquet"
+    users.parent.mkdir()
+    side = pl.DataFrame({"user": ["u0", "u3"], "plan": ["paid", "free"]})
+    side.write_parquet(users)
+    config, console = added(config, join=[{"source": str(users), "on": "user"}]), Console()
+    raw = Path(config.data.source or "")
+    prepare(config, console)
+    FRAME.head(100).write_parquet(raw.with_name("events-2.parquet"))
+    os.utime(users)
+    prepare(config, console)
+    counts = [rows.filter(~pl.col("user").is_in(["u0", "u3"])).height for rows in (FRAME, FRAME.head(100))]
+    manifest = open_store(config).manifest
+    assert [batch["unmatched"] for batch in manifest["batches"]] == [{str(users): count} for count in counts]
+    assert manifest["source"]["unmatched"] == {str(users): sum(counts)}
+    assert f"{counts[1]} events have no row in the side table" in capsys.readouterr().out
+    pl.concat([side, pl.DataFrame({"user": ["u1"], "plan": ["paid"]})]).write_parquet(users)
+    with pytest.raises(DataError, match=r"users\.parquet: side tables changed after rows were joined"):
+        prepare(config, console)
+    kept = config_from(config.to_json(), ["data.incremental.side_tables=keep"])
+    assert prepare(kept, console)["reused"]
+    FRAME.tail(50).write_parquet(raw.with_name("events-3.parquet"))
+    prepare(kept, console)
+    now = FRAME.tail(50).filter(~pl.col("user").is_in(["u0", "u1", "u3"])).height
+    assert open_store(kept).manifest["batches"][-1]["unmatched"] == {str(users): now}
+    assert prepare(config, console)["reused"]
+
+
 def test_a_split_that_moves_rows_prepares_everything_anew(config: ExperimentConfig) -> None:
     fractions = {"kind": "last_per_group", "group": "user", "columns": ["click"]}
     config, raw, console = added(config, split=fractions), Path(config.data.source or ""), Console(quiet=True)
@@ -201,7 +232,7 @@ def test_a_bad_line_goes_into_quarantine(config: ExperimentConfig, tmp_path: Pat
     done = prepare(changed, Console(quiet=True))
     assert done["quarantined"] == {"too few fields": 1}
     assert sum(done["rows"].values()) == 299
-    if joined and not adds:
+    if joined:
         good = FRAME.with_row_index().filter(pl.col("index") != 50)
         count = good.filter(~pl.col("user").is_in(["u0", "u3"])).height
         assert open_store(changed).manifest["source"]["unmatched"] == {str(tmp_path / "users.parquet"): count}

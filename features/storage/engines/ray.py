@@ -56,7 +56,8 @@ class RayEngine:
             return
         data, pickle = self._connected(), importlib.import_module("ray.cloudpickle")
         rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
-        tasks = data.from_items(rows, override_num_blocks=len(rows)).map(_Task(function), num_cpus=1, max_retries=-1)
+        # A task whose process dies is done again as often as it takes: that is what Ray Data does.
+        tasks = data.from_items(rows, override_num_blocks=len(rows)).map(_Task(function), num_cpus=1)
         # Results come in the order in which they are finished; here they wait for their turn.
         waiting: dict[int, Any] = {}
         turn = 0
