@@ -122,10 +122,16 @@ def _metrics_section(found: Mapping[str, Any], text: str, pictures: Sequence[Pic
             rows.append({**dict.fromkeys(rows[0]), **row, "metric": f"{row['metric']} of {label}"})
     words = (
         f"{first[0]} on the {text}: {first[1]['rows']:,} rows, a share of {cell_text(first[1]['base_rate'])} positive. "
-        "Low and high are 95 % intervals for rows drawn one by one: DeLong's for the AUC, the delta method's for the "
-        "others. The value of ECE has noise in it, which its interval has not."
+        f"Low and high are 95 % intervals{_drawn(found)}: DeLong's for the AUC, the delta method's for the others. The "
+        "value of ECE has noise in it, which its interval has not."
     )
     return Section("Metrics", " ".join([words, *undefined]), rows, pictures)
+
+
+def _drawn(found: Mapping[str, Any]) -> str:
+    """What the intervals take for drawn."""
+    grouped = any("by group" in interval["method"] for interval in found["intervals"].values())
+    return " for whole groups drawn (that of ECE for rows)" if grouped else " for rows drawn one by one"
 
 
 def _metric_rows(found: Mapping[str, Any], metrics: Mapping[str, Any], *, main: bool) -> list[dict[str, Any]]:

@@ -87,7 +87,10 @@ def _limits(figures: Mapping[str, Any], group: str | None) -> list[str]:
     metrics, slices = figures["metrics"], figures["slices"]
     found = [f"{name} could not be judged: {why}." for name, why in metrics["undefined"].items()]
     if group is not None:
-        found.append(f"Intervals take rows for independent. Rows of one {group} are alike, so they may be too narrow.")
+        found.append(
+            f"Intervals of slices and of ECE take rows for independent. Rows of one {group} are alike, so they may be "
+            f"too narrow; those of the other metrics are of each {group} drawn as a whole."
+        )
     strange = sorted(figures["unseen"].items(), key=lambda item: -item[1])
     strange = [(feature, share) for feature, share in strange if share >= _UNSEEN][:_FEATURES]
     if strange:

@@ -35,6 +35,7 @@ from recsys.serving.registry import Registry
 STATE, RESULT, PAGE = "state", "monitor.json", "monitor.html"
 SHOWN_WINDOWS = 12
 """Rows of the live view; the page has them all."""
+ANYTIME_TITLE = "logloss less the champion's, over all windows; may be looked at at any time"
 SERIES = (*METRICS, "ece", "psi", "rows", "labelled")
 """What MLflow is told of every window."""
 _MEND = "begin anew with another --out"
@@ -214,7 +215,7 @@ def monitor(
             job.monitor.finish()
         result = job.save()
         _show(console, result)
-        return {**result, "out": str(out), "html": str(out / PAGE)}
+        return _found(job, result)
     return _follow(job, console, every)
 
 
@@ -249,27 +250,37 @@ def series(
     return rows
 
 
+def _found(job: MonitorJob, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {**result, "out": str(job.out), "html": str(job.out / PAGE)}
+
+
 def _follow(job: MonitorJob, console: Console, every: float) -> dict[str, Any]:
-    """Looks at the logs again and again; ends with the process."""
-    said = len(job.monitor.windows)
-    with Live(console=console.rich, auto_refresh=False, transient=True) as live:
-        while True:
-            trouble = None
-            try:
-                job.poll()
-            except RecsysError as error:
-                # A file that is damaged must not end the watch: it is told until it is mended.
-                trouble = str(error)
-            result = job.save()
-            if console.rich.is_terminal:
-                live.update(_view(result, trouble), refresh=True)
-            else:
-                for row in result["windows"][said:]:
-                    console.note(_line(row))
-                if trouble:
-                    console.note(f"trouble: {trouble}")
-            said = len(result["windows"])
-            time.sleep(every)
+    """Looks at the logs again and again until it is interrupted; then what was saved last is the result."""
+    said, told = len(job.monitor.windows), None
+    result = job.save()
+    try:
+        with Live(console=console.rich, auto_refresh=False, transient=True) as live:
+            while True:
+                trouble = None
+                try:
+                    job.poll()
+                except RecsysError as error:
+                    # A file that is damaged must not end the watch: it is told until it is mended.
+                    trouble = str(error)
+                result = job.save()
+                if console.rich.is_terminal:
+                    live.update(_view(result, trouble), refresh=True)
+                else:
+                    for row in result["windows"][said:]:
+                        console.note(_line(row))
+                    if trouble != told:
+                        console.note(f"trouble: {trouble}" if trouble else "the trouble is over")
+                said, told = len(result["windows"]), trouble
+                time.sleep(every)
+    except KeyboardInterrupt:
+        # What was read since the last save is read again by the next call.
+        console.note(f"stopped; the next call goes on from {job.out / STATE}")
+    return _found(job, result)
 
 
 def _view(result: Mapping[str, Any], trouble: str | None) -> Group:
@@ -278,6 +289,7 @@ def _view(result: Mapping[str, Any], trouble: str | None) -> Group:
         parts.append(Text(f"trouble: {trouble}", style="bold red"))
     for title, rows in (
         ("in total", _brief(result["totals"])),
+        (ANYTIME_TITLE, result["anytime"]),
         ("windows", _brief(result["windows"][-SHOWN_WINDOWS:])),
         ("alarms", result["alarms"][-SHOWN_WINDOWS:]),
     ):
@@ -295,7 +307,10 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     console.note(_state_line(result))
     console.table("in total", _brief(result["totals"]))
     console.table(f"the last of {len(result['windows']):,} windows", _brief(result["windows"][-SHOWN_WINDOWS:]))
-    console.table("less the champion, on the same requests", result["differences"][-SHOWN_WINDOWS:])
+    console.table(ANYTIME_TITLE, result["anytime"])
+    console.table(
+        "less the champion, window by window; each for one look alone", result["differences"][-SHOWN_WINDOWS:]
+    )
     console.table("alarms", result["alarms"][-SHOWN_WINDOWS:])
     console.table("rows of the logs", count_rows(result))
 

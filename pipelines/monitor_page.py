@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recsys.evaluation.online.logs import STREAM
 from recsys.evaluation.online.plots import stream_name, window_pictures
-from recsys.evaluation.report import Figure, Section, cell_text, render_report
+from recsys.evaluation.report import Figure, Section, cell_text, interval_text, render_report
 
 LAST_WINDOWS = 100
 """Windows in the table, the newest first; the pictures and the JSON have them all."""
+ANYTIME = (
+    "The logloss of a model less the champion's on all requests that both scored: below 0 the model is better. The "
+    "interval holds at all looks together (95 %), so you may stop as soon as there is a verdict. since: the window in "
+    "which it could first be given."
+)
 
 
 def monitor_page(result: Mapping[str, Any]) -> str:
@@ -46,7 +52,11 @@ def count_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _headline(result: Mapping[str, Any]) -> list[Figure]:
     cards = [
         Figure("windows", f"{len({row['window'] for row in result['windows']}):,}", "final"),
-        Figure("alarms", f"{len(result['alarms']):,}", result["alarms"][-1]["window"] if result["alarms"] else "none"),
+        Figure(
+            "alarms",
+            f"{len(result['alarms']):,}",
+            _minute(result["alarms"][-1]["window"]) if result["alarms"] else "none",
+        ),
     ]
     for row in result["totals"][:4]:
         note = f"calibration {cell_text(row['calibration_ratio'])}, {row['rows']:,} rows"
@@ -62,18 +72,29 @@ def _sections(result: Mapping[str, Any], windows: Any, alarms: Any) -> list[Sect
             f"A window where nothing changed raises one with a chance of at most {level:g}, over all detectors. "
             "mean: before and now are means of the signal. distribution: now is the population stability index against "
             "the reference, above chance." + ("" if alarms else " There was none."),
-            alarms[::-1],
+            _lines(alarms[::-1]),
         ),
-        Section("In total", "Over all final windows. The AUC is within auc error of the exact one.", result["totals"]),
+        Section(
+            "In total",
+            "Over all final windows. The AUC is within auc error of the exact one.",
+            _lines(result["totals"]),
+        ),
         Section("Over time", "", (), window_pictures(windows, alarms)),
     ]
     if result["differences"]:
-        text = "A model less the champion on requests that both scored; 95 % intervals for one look at one window."
-        sections.append(Section("Less the champion", text, result["differences"][::-1][:LAST_WINDOWS]))
+        sections += [
+            Section("Less the champion, at any time", ANYTIME, [_verdict(row) for row in result["anytime"]]),
+            Section(
+                "Less the champion, window by window",
+                "95 % intervals for one look at one window: to decide by them again and again is to find differences "
+                "that are not there.",
+                _lines(result["differences"][::-1][:LAST_WINDOWS]),
+            ),
+        ]
     shown = windows[::-1][:LAST_WINDOWS]
     more = f"The last {len(shown)} of {len(windows)} rows. " if len(shown) < len(windows) else ""
     sections += [
-        Section("Windows", more + "psi: of the predictions against the reference, above chance.", shown),
+        Section("Windows", more + "psi: of the predictions against the reference, above chance.", _lines(shown)),
         Section(
             "Rows of the logs",
             "late: behind the watermark. jumped: a clock far ahead of all others. duplicate: the request had a "
@@ -83,3 +104,41 @@ def _sections(result: Mapping[str, Any], windows: Any, alarms: Any) -> list[Sect
         ),
     ]
     return sections
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as a table shows them: role, model and version in one column, an interval beside its value."""
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {"window": _minute(row["window"])} if "window" in row else {}
+        line["model"] = stream_name(row)
+        for name, value in row.items():
+            if name in ("window", *STREAM) or name.endswith(("_low", "_high")):
+                continue
+            if f"{name}_low" in row and value is not None:
+                value = _interval(value, row[f"{name}_low"], row[f"{name}_high"])
+            line[name] = value
+        lines.append(line)
+    return lines
+
+
+def _verdict(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": stream_name(row),
+        "verdict": row["verdict"],
+        "logloss difference": _interval(row["logloss"], row["low"], row["high"]),
+        "since": None if row["since"] is None else _minute(row["since"]),
+        "rows": row["rows"],
+        "e value": row["e_value"],
+        "champion": row["champion"],
+    }
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    """On one line, however narrow the screen."""
+    return interval_text({"value": value, "low": low, "high": high}).replace(" ", "\u00a0")
+
+
+def _minute(moment: str) -> str:
+    """A time without its seconds where there are none."""
+    return moment.removesuffix(":00")

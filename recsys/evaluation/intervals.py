@@ -1,7 +1,8 @@
 """Intervals of metrics from one pass over the rows: DeLong's for the AUC, the delta method's for the others.
 
-All take rows for independent draws.  Where rows come in bunches, such as the rows of a user, they are too narrow: use
-`bootstrap` with groups.
+Rows are taken for independent draws.  Where they come in bunches, such as the rows of a user, such intervals are too
+narrow: with `group` the groups are what was drawn.  A figure's error is then that of the sums over groups of what each
+row moves it by, times `sqrt(G / (G - 1))` of G groups, and the quantile is Student's of G - 1 degrees of freedom.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from features.errors import UndefinedMetricError
-from recsys.evaluation.auc import GroupAuc, delong
+from recsys.evaluation.auc import GroupAuc, delong, group_codes
+from recsys.evaluation.paired import auc_influence
 from recsys.evaluation.rows import columns, mean, require_both_classes, require_probabilities, row_losses
 
 LEVEL = 0.95
@@ -42,7 +44,11 @@ class Interval:
 
 
 def auc_interval(
-    labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None, level: float = LEVEL
+    labels: np.ndarray,
+    scores: np.ndarray,
+    weight: np.ndarray | None = None,
+    level: float = LEVEL,
+    group: np.ndarray | None = None,
 ) -> Interval:
     """AUC with DeLong's variance; the interval is made on the scale of logits, so that it stays within 0 and 1.
 
@@ -58,9 +64,10 @@ def auc_interval(
         scores: [N], any scale.
         weight: [N] non-negative.
         level: of confidence.
+        group: [N] keys of what was drawn; the variance is then Obuchowski's (see `paired.auc_influence`).
 
     Raises:
-        UndefinedMetricError: There are fewer than two rows of a class.
+        UndefinedMetricError: There are fewer than two rows of a class, or one group only.
 
     >>> str(auc_interval(np.array([0, 0, 1, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])))
     '0.88889 [0.088036, 0.99849]'
@@ -71,18 +78,25 @@ def auc_interval(
     if found.variance is None:
         rows = found.positives + found.negatives
         raise UndefinedMetricError(f"{found.positives} of {rows} rows are positive: two of each class are needed")
-    value, error = found.value, math.sqrt(found.variance)
+    value, error, freedom = found.value, math.sqrt(found.variance), found.freedom
+    if group is not None and 0 < value < 1:
+        y, s, w = columns(labels, scores, weight)
+        error, freedom = _of_groups(auc_influence(y, s, w), group)
     if value in (0.0, 1.0):
         far = ((1 - level) / 2) ** (1 / min(found.positives, found.negatives))
         low, high = (far, 1.0) if value == 1 else (0.0, 1 - far)
         return Interval(value, low, high, level, "exact, classes apart", error)
-    half = _quantile(level, found.freedom) * error / (value * (1 - value))
+    half = _quantile(level, freedom) * error / (value * (1 - value))
     low, high = (1 / (1 + math.exp(-(math.log(value / (1 - value)) + side * half))) for side in (-1, 1))
-    return Interval(value, low, high, level, "delong", error)
+    return Interval(value, low, high, level, "delong" if group is None else "delong, by group", error)
 
 
 def logloss_interval(
-    labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None, level: float = LEVEL
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    weight: np.ndarray | None = None,
+    level: float = LEVEL,
+    group: np.ndarray | None = None,
 ) -> Interval:
     """Logloss with the interval of a mean of independent losses.
 
@@ -92,11 +106,15 @@ def logloss_interval(
     y, p, w = _probabilities(labels, probabilities, weight)
     losses = row_losses(y, p)
     value = mean(losses, w)
-    return _symmetric(value, losses - value, w, level)
+    return _symmetric(value, losses - value, w, level, group)
 
 
 def normalised_entropy_interval(
-    labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None, level: float = LEVEL
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    weight: np.ndarray | None = None,
+    level: float = LEVEL,
+    group: np.ndarray | None = None,
 ) -> Interval:
     """Normalised entropy with the delta method.
 
@@ -113,11 +131,15 @@ def normalised_entropy_interval(
     logloss = mean(losses, w)
     value = logloss / entropy
     influence = (losses - logloss - value * math.log((1 - rate) / rate) * (y - rate)) / entropy
-    return _symmetric(value, influence, w, level)
+    return _symmetric(value, influence, w, level, group)
 
 
 def calibration_ratio_interval(
-    labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None, level: float = LEVEL
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    weight: np.ndarray | None = None,
+    level: float = LEVEL,
+    group: np.ndarray | None = None,
 ) -> Interval:
     """Expected clicks over observed clicks with the delta method on the scale of logarithms.
 
@@ -131,19 +153,23 @@ def calibration_ratio_interval(
     if clicks == 0 or expected == 0:
         raise UndefinedMetricError(f"none of {len(y)} rows is positive" if clicks == 0 else "all probabilities are 0")
     value = expected / clicks
-    on_logs = _symmetric(math.log(value), (p - value * y) / expected, w, level)
+    on_logs = _symmetric(math.log(value), (p - value * y) / expected, w, level, group)
     low, high, error = math.exp(on_logs.low), math.exp(on_logs.high), value * (on_logs.error or 0.0)
-    return Interval(value, low, high, level, "delta, on logarithms", error)
+    return Interval(value, low, high, level, f"{on_logs.method}, on logarithms", error)
 
 
 def brier_interval(
-    labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray | None = None, level: float = LEVEL
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    weight: np.ndarray | None = None,
+    level: float = LEVEL,
+    group: np.ndarray | None = None,
 ) -> Interval:
     """Brier score with the interval of a mean of independent losses."""
     y, p, w = _probabilities(labels, probabilities, weight)
     losses = (p - y) ** 2
     value = mean(losses, w)
-    return _symmetric(value, losses - value, w, level)
+    return _symmetric(value, losses - value, w, level, group)
 
 
 def gauc_interval(groups: GroupAuc, level: float = LEVEL) -> Interval:
@@ -169,18 +195,33 @@ def mean_interval(values: np.ndarray, weight: np.ndarray | None = None, level: f
     return _symmetric(value, values - value, w, level)
 
 
-def _symmetric(value: float, influence: np.ndarray, weight: np.ndarray, level: float) -> Interval:
+def _symmetric(
+    value: float, influence: np.ndarray, weight: np.ndarray, level: float, group: np.ndarray | None = None
+) -> Interval:
     """`value +- z e`, e^2 the sum of squared weighted influences (which sum to 0) over that of weights, squared.
 
     It is divided by `1 - sum w^2 / (sum w)^2`, which for equal weights gives the variance with N - 1.
     """
     total = float(weight.sum())
+    if group is not None:
+        error, freedom = _of_groups(weight * influence / total, group)
+        half = _quantile(level, freedom) * error
+        return Interval(value, value - half, value + half, level, "delta, by group", error)
     share = float((weight * weight).sum()) / total**2
     if share > 1 - 1e-9:
         raise UndefinedMetricError(f"{np.count_nonzero(weight)} values: an interval needs two")
     error = math.sqrt(float(((weight * influence) ** 2).sum()) / (1 - share)) / total
     half = _quantile(level) * error
     return Interval(value, value - half, value + half, level, "delta", error)
+
+
+def _of_groups(influence: np.ndarray, group: np.ndarray) -> tuple[float, float]:
+    """Standard error of a figure of which each row moves so much, groups drawn, and its degrees of freedom."""
+    codes, count = group_codes(group)
+    if count < 2:
+        raise UndefinedMetricError(f"{count} group: an interval by group needs two")
+    moved = np.bincount(codes, influence, count)
+    return math.sqrt(float(moved @ moved) * count / (count - 1)), count - 1
 
 
 def _probabilities(

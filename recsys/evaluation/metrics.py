@@ -14,7 +14,7 @@ import numpy as np
 
 from features.errors import UndefinedMetricError
 from features.storage.drift import psi
-from recsys.evaluation.auc import delong, group_auc, tied
+from recsys.evaluation.auc import delong, group_auc, group_codes, tied
 from recsys.evaluation.calibration import brier_parts, expected_calibration_error, reliability_curve
 from recsys.evaluation.ece_interval import ece_interval
 from recsys.evaluation.intervals import (
@@ -50,7 +50,6 @@ _INTERVALS: dict[str, Callable[..., Interval]] = {
     "logloss": logloss_interval,
     "normalised_entropy": normalised_entropy_interval,
     "calibration_ratio": calibration_ratio_interval,
-    "ece": ece_interval,
     "brier": brier_interval,
 }
 
@@ -116,16 +115,16 @@ def evaluate_intervals(
     group: np.ndarray | None = None,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Intervals of the metrics of `evaluate` by their names, rows taken for independent (groups, for the GAUC).
+    """Intervals of the metrics of `evaluate` by their names, rows taken for independent; groups, where they are given.
 
-    `pr_auc` and the parts of the Brier score have none here: see `bootstrap`.  The value of `ece` is the one without
-    noise.  What does not exist on these rows is left out; `evaluate` says why.
+    The interval of `ece` is by row in any case, and its value the one without noise.  `pr_auc` and the parts of the
+    Brier score have none here: see `bootstrap`.  What does not exist on these rows is left out; `evaluate` says why.
 
     Args:
         labels: [N] or [N, T] in {0, 1}.
         probabilities: [N] or [N, T] in [0, 1].
         weight: [N] non-negative.
-        group: [N] group keys for GAUC.
+        group: [N] keys of what was drawn, such as users.
         level: of confidence.
 
     Raises:
@@ -137,9 +136,12 @@ def evaluate_intervals(
     """
     y, p, _ = columns(labels, probabilities, weight)
     found = {}
+    codes = None if group is None else group_codes(group)[0]
     for name, interval_of in _INTERVALS.items():
         with contextlib.suppress(UndefinedMetricError):
-            found[name] = interval_of(y, p, weight, level=level)
+            found[name] = interval_of(y, p, weight, level=level, group=codes)
+    with contextlib.suppress(UndefinedMetricError):
+        found["ece"] = ece_interval(y, p, weight, level=level)
     if group is not None:
         with contextlib.suppress(UndefinedMetricError):
             found["gauc"] = gauc_interval(group_auc(y, p, group, weight), level)

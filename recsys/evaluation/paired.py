@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from features.errors import UndefinedMetricError
-from recsys.evaluation.metrics import row_losses
+from recsys.evaluation.rows import row_losses
 
 CONFIDENCE = 0.95
 

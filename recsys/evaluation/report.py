@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,12 +112,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     }
 
     decimals = {name: _decimals([row.get(name) for row in rows]) for name in numeric}
+    kinds = {name: " class=num" if name in numeric else " class=when" if _times(name, rows) else "" for name in names}
 
     def cells(tag: str, values: Mapping[str, Any]) -> str:
-        return "".join(
-            f"<{tag}{' class=num' if name in numeric else ''}>{_text(text(name, values.get(name)))}</{tag}>"
-            for name in names
-        )
+        return "".join(f"<{tag}{kinds[name]}>{_text(text(name, values.get(name)))}</{tag}>" for name in names)
 
     def text(name: str, value: Any) -> str:
         places = decimals.get(name)
@@ -125,6 +124,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = cells("th", {name: name.replace("_", " ") for name in names})
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _times(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a column holds days or times, which would break at their hyphens."""
+    given = [row[name] for row in rows if row.get(name) is not None]
+    return bool(given) and all(isinstance(value, str) and _DAY.match(value) for value in given)
 
 
 def _decimals(values: Sequence[Any]) -> int | None:
@@ -159,6 +164,7 @@ def _text(text: str) -> str:
 
 
 _MOST_DECIMALS = 5
+_DAY = re.compile(r"\d{4}-\d\d-\d\d\b")
 
 _STYLE = """
 :root{--bg:#f6f7fa;--card:#fff;--text:#1d2433;--soft:#5b6577;--line:#e1e5ec;--accent:#2463eb;--shade:#1d243326}
@@ -183,10 +189,11 @@ section ul{margin:.2rem 0;padding-left:1.2rem}
 linear-gradient(to left,var(--shade),transparent) right/.7rem 100% no-repeat}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.38rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-td:last-child{overflow-wrap:anywhere}
+td:last-child:not(.when){overflow-wrap:anywhere}
 th{color:var(--soft);font-weight:600;white-space:nowrap}
 tbody tr:last-child td{border-bottom:0}
-.num{text-align:right;white-space:nowrap}
+.num{text-align:right}
+.num,.when{white-space:nowrap}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem;margin-top:1rem}
 .two{grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
 figure{margin:0;max-width:36rem}

@@ -34,29 +34,40 @@ def test_the_report_is_drawn_whole_and_fits(
 ) -> None:
     world, outcome = trained
     report = world.folder / outcome.json["evaluate"]["report"]
+    looked_at(browser, report, tmp_path, f"report-{width}-{scheme}", width, scheme, pictures=7)
+
+
+def looked_at(browser: Any, file: Path, folder: Path, name: str, width: int, scheme: str, *, pictures: int) -> str:
+    """Opens a page, keeps a screenshot, and checks that it stands alone, is drawn whole, fits and can be read.
+
+    Returns:
+        Its text.
+    """
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("requestfailed", lambda request: said.append(request.url[:80]))
-    page.goto(report.resolve().as_uri())
-    screenshots = Path(os.environ.get("RECSYS_SCREENSHOTS", tmp_path))
+    page.goto(file.resolve().as_uri())
+    screenshots = Path(os.environ.get("RECSYS_SCREENSHOTS", folder))
     screenshots.mkdir(parents=True, exist_ok=True)
-    shot = screenshots / f"report-{width}-{scheme}.png"
+    shot = screenshots / f"{name}.png"
     page.screenshot(path=shot, full_page=True)
-    pictures = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.currentSrc.slice(0, 18)])")
+    drawn = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.currentSrc.slice(0, 18)])")
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     smallest = page.evaluate(
         "Math.min(...[...document.querySelectorAll('p, td, th, li, h1, h2, figcaption')]"
         ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
     )
+    text: str = page.inner_text("body")
     context.close()
     assert said == []
-    assert len(pictures) == 7
-    assert all(complete and wide > 0 and source == "data:image/svg+xml" for complete, wide, source in pictures)
+    assert len(drawn) == pictures
+    assert all(complete and wide > 0 and source == "data:image/svg+xml" for complete, wide, source in drawn)
     assert overflow <= 0
     assert smallest >= 12
     assert ("18, 22, 31" in ground) == (scheme == "dark")
     assert shot.stat().st_size > 10_000
+    return text

@@ -11,6 +11,7 @@ import polars as pl
 
 from features.errors import ArtifactError, UndefinedMetricError
 from recsys.evaluation.metrics import evaluate
+from recsys.evaluation.online.anytime import AnytimeDifference
 from recsys.evaluation.online.config import OnlineConfig
 from recsys.evaluation.online.drift import DriftWatch
 from recsys.evaluation.online.join import DelayedJoin, Window
@@ -19,7 +20,7 @@ from recsys.evaluation.online.reference import Reference
 from recsys.evaluation.paired import paired_auc, paired_logloss
 from recsys.evaluation.streaming import StreamingMetrics
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 METRICS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "base_rate", "mean_prediction")
 """Of a window and in total, in the order they are shown; each may be undefined."""
 TOTALS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "base_rate")
@@ -44,7 +45,8 @@ class Monitor:
         windows: A row a window and model: `window` (its start), `role`, `model`, `version`, `rows`, `labelled` (those
             to which a label came), `METRICS`, `ece`, and `psi` (of the predictions, above chance).
         differences: A row a window and model that scored requests of the champion's too: `window`, `role`, `model`,
-            `version`, `rows`, and of AUC and logloss the model's less the champion's with 95 % intervals.
+            `version`, `rows`, and of AUC and logloss the model's less the champion's with 95 % intervals, each for one
+            look.
         alarms: A row an alarm: `window`, `role`, `model`, `version` and the fields of `Alarm`.
     """
 
@@ -54,6 +56,7 @@ class Monitor:
         self._reference = reference
         self._watches: dict[Stream, DriftWatch] = {}
         self._totals: dict[Stream, StreamingMetrics] = {}
+        self._anytime: dict[tuple[Stream, Stream], AnytimeDifference] = {}
         self.windows: list[dict[str, Any]] = []
         self.differences: list[dict[str, Any]] = []
         self.alarms: list[dict[str, Any]] = []
@@ -67,27 +70,36 @@ class Monitor:
         return self._measure(self.join.finish())
 
     def totals(self) -> list[dict[str, Any]]:
-        """A row a model over all final windows: `role`, `model`, `version`, `windows`, `rows`, `auc_error` (how far the
-        AUC may be from the exact one) and `TOTALS`, which are exact but for the AUC."""
+        """A row a model over all final windows: `role`, `model`, `version`, `windows`, `rows`, `TOTALS`, which are
+        exact but for the AUC, and `auc_error` (how far that may be from the exact one)."""
         rows = []
         for stream in sorted(self._totals, key=_order):
             windows = sum(1 for row in self.windows if tuple(row[name] for name in STREAM) == stream)
             named = dict(zip(STREAM, stream, strict=True))
             (found,) = self._totals[stream].compute().values()
-            values = {name: found.get(name) for name in ("rows", "auc_error", *TOTALS)}
+            values = {name: found.get(name) for name in ("rows", *TOTALS, "auc_error")}
             rows.append({**named, "windows": windows, **values})
         return rows
 
+    def anytime(self) -> list[dict[str, Any]]:
+        """A row a model that scored requests of a champion's, over all final windows: `role`, `model`, `version`,
+        `champion` (its model and version) and what `AnytimeDifference.row` has. It may be looked at at any time."""
+        return [
+            {**dict(zip(STREAM, stream, strict=True)), "champion": " ".join(champion[1:]), **test.row()}
+            for (stream, champion), test in sorted(self._anytime.items(), key=lambda one: _order(one[0][0]))
+        ]
+
     def result(self) -> dict[str, Any]:
-        """All that is known, as plain values."""
+        """All that is known now, as plain values."""
         return {
             "config": self.config.model_dump(mode="json"),
             "totals": self.totals(),
-            "windows": self.windows,
-            "differences": self.differences,
-            "alarms": self.alarms,
-            "predictions": self.join.predictions,
-            "labels": self.join.labels,
+            "windows": list(self.windows),
+            "anytime": self.anytime(),
+            "differences": list(self.differences),
+            "alarms": list(self.alarms),
+            "predictions": dict(self.join.predictions),
+            "labels": dict(self.join.labels),
             "waiting": self.join.waiting,
             "newest": {log: None if t is None else moment(t) for log, t in self.join.newest.items()},
         }
@@ -101,6 +113,7 @@ class Monitor:
             "join": joined,
             "watches": [[*stream, watch.state()] for stream, watch in self._watches.items()],
             "totals": [[*stream, totals.to_json()] for stream, totals in self._totals.items()],
+            "anytime": [[list(stream), list(champion), t.to_json()] for (stream, champion), t in self._anytime.items()],
             "windows": self.windows,
             "differences": self.differences,
             "alarms": self.alarms,
@@ -136,6 +149,8 @@ class Monitor:
             self._watch(tuple(stream)).restore(watch)
         for *stream, totals in values["totals"]:
             self._totals[tuple(stream)] = StreamingMetrics.from_json(totals)
+        for stream, champion, test in values["anytime"]:
+            self._anytime[tuple(stream), tuple(champion)] = AnytimeDifference.from_json(test)
         self.windows, self.differences = list(values["windows"]), list(values["differences"])
         self.alarms = list(values["alarms"])
 
@@ -185,8 +200,9 @@ class Monitor:
                 continue
             row: dict[str, Any] = {"window": moment(start), **dict(zip(STREAM, stream, strict=True))}
             row["rows"] = both.height
-            row |= difference(*(both[name].to_numpy() for name in ("label", "probability", "champion")))
-            self.differences.append(row)
+            scored = [both[name].to_numpy() for name in ("label", "probability", "champion")]
+            self.differences.append(row | difference(*scored))
+            self._anytime.setdefault((stream, champions[0]), AnytimeDifference()).update(row["window"], *scored)
 
     def _watch(self, stream: Stream) -> DriftWatch:
         return self._watches.setdefault(stream, DriftWatch(self.config.alarms, self._reference))

@@ -55,7 +55,7 @@ def _metric_picture(metric: str, windows: Sequence[Mapping[str, Any]], alarms: s
 
     def draw(axes: Axes, theme: Theme) -> None:
         for window in sorted(alarms):
-            axes.axvline(_place(window), color=theme.faint, linewidth=1.2, linestyle="--")
+            axes.axvline(_place(window), color=theme.text, linewidth=0.9, linestyle="--")
         for place, (name, points) in enumerate(lines.items()):
             x, values = zip(*points, strict=True)
             colour, marker = theme.series[place % len(theme.series)], _MARKERS[place // len(theme.series) % 5]

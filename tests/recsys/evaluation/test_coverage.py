@@ -90,6 +90,24 @@ def delta(interval_of: Callable[..., Interval], name: str) -> Draw:
     return lambda rng: (truth, interval_of(*model(rng, 1000, 1.3, 0.2)[:2]))
 
 
+def of_users(rng: np.random.Generator, users: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, probabilities and users of 1 to 20 rows each, whose rates differ by more than the model knows."""
+    user = np.repeat(np.arange(users), rng.integers(1, 21, users))
+    logits, taste = rng.standard_normal(len(user)) - 1, rng.standard_normal(users)[user]
+    return (rng.random(len(user)) < expit(logits + taste)).astype(float), expit(logits), user
+
+
+def by_user(interval_of: Callable[..., Interval], name: str) -> Draw:
+    y, p, _ = of_users(np.random.default_rng(0), 400_000)
+    truth = evaluate(y, p)[name]
+
+    def draw(rng: np.random.Generator) -> tuple[float, Interval]:
+        y, p, user = of_users(rng, 150)
+        return truth, interval_of(y, p, group=user)
+
+    return draw
+
+
 def covered(draw: Draw) -> tuple[float, float, float]:
     """Share of samples whose interval covers the truth, is wholly above it, and is wholly below it."""
     rng = np.random.default_rng(0)
@@ -146,4 +164,21 @@ def test_nominal_intervals_cover(name: str, draw: Draw) -> None:
 def test_delta_method_covers(name: str, interval_of: Callable[..., Interval]) -> None:
     share, above, below = covered(delta(interval_of, name))
     print(f"{name}: covers {share:.3f}, above {above:.3f}, below {below:.3f}")
+    assert 0.93 <= share <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "interval_of"),
+    [
+        ("auc", auc_interval),
+        ("logloss", logloss_interval),
+        ("brier", brier_interval),
+        ("normalised_entropy", normalised_entropy_interval),
+        ("calibration_ratio", calibration_ratio_interval),
+    ],
+)
+def test_intervals_by_user_cover(name: str, interval_of: Callable[..., Interval]) -> None:
+    share, above, below = covered(by_user(interval_of, name))
+    print(f"{name} by user: covers {share:.3f}, above {above:.3f}, below {below:.3f}")
     assert 0.93 <= share <= 0.97

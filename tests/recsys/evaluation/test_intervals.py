@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,30 @@ def test_value_is_the_metric_and_error_is_the_spread_of_samples(name: str, weigh
         values.append(found.value)
         errors.append(found.error)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.12)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_by_group_rows_that_are_alike_tell_no_more_than_one(name: str) -> None:
+    interval_of, _ = PAIRS[name]
+    y, p, _ = draw(np.random.default_rng(0), 4000)
+    rows = interval_of(y, p)
+    alone = interval_of(y, p, group=np.arange(4000))
+    users = np.tile(np.arange(4000), 5)
+    copied = interval_of(np.tile(y, 5), np.tile(p, 5), group=users)
+    assert alone.error == pytest.approx(rows.error, rel=2e-3)
+    assert copied.error == pytest.approx(rows.error, rel=2e-3)
+    assert (copied.low, copied.value, copied.high) == pytest.approx((rows.low, rows.value, rows.high), rel=2e-3)
+    assert interval_of(np.tile(y, 5), np.tile(p, 5)).error == pytest.approx(rows.error / math.sqrt(5), rel=2e-3)
+    assert "by group" in copied.method
+    with pytest.raises(UndefinedMetricError, match="an interval by group needs two"):
+        interval_of(y, p, group=np.zeros(4000))
+
+
+def test_all_intervals_but_that_of_ece_are_by_group_where_there_are_groups() -> None:
+    y, p, w = draw(np.random.default_rng(0), 500)
+    found = metrics.evaluate_intervals(y, p, w, np.repeat(np.array(["a", "b", "c", "d", "e"]), 100))
+    assert {name for name, one in found.items() if "by group" in one.method} == set(PAIRS)
+    assert set(found) == {*PAIRS, "ece", "gauc"}
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -12,6 +12,7 @@ import pytest
 from features.errors import ArtifactError
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.online import Monitor, OnlineConfig
+from recsys.evaluation.online.anytime import AnytimeDifference
 from recsys.evaluation.paired import paired_logloss
 
 START = datetime.datetime(2024, 1, 1)
@@ -106,6 +107,31 @@ def test_a_model_that_scores_the_champions_requests_is_compared_on_them():
         (expected.mean, expected.low, expected.high)
     )
     assert first["logloss_high"] < 0
+
+
+def test_over_all_windows_the_difference_may_be_looked_at_at_any_time():
+    predictions, labels, truth = logs(6_000, step=3.0)
+    monitor = run(CONFIG, predictions, labels)
+    (row,) = monitor.anytime()
+    scored = truth[::2]
+    paired = paired_logloss(*(scored[name].to_numpy() for name in ("click", "shadow", "champion")))
+    assert (row["role"], row["version"], row["champion"], row["rows"]) == ("shadow", "2", "clicks 1", 3_000)
+    assert row["logloss"] == pytest.approx(paired.mean, abs=1e-3)  # probabilities are kept .001 away from 0 and 1
+    assert row["low"] < paired.low < paired.high < row["high"] < 0
+    assert (row["verdict"], row["e_value"] >= 20) == ("better", True)
+    assert row["since"] in {window["window"] for window in monitor.windows}
+
+
+def test_between_equals_a_verdict_at_any_of_many_looks_is_rare():
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(200):
+        test = AnytimeDifference()
+        for window in range(15):
+            odds, noise = rng.normal(-1, 1, 200), rng.normal(0, 0.7, (2, 200))
+            a, b = (1 / (1 + np.exp(-odds - one)) for one in noise)
+            test.update(str(window), (rng.random(200) < 1 / (1 + np.exp(-odds))).astype(float), a, b)
+        found += test.row()["verdict"] != "none yet"
+    assert found <= 10
 
 
 @pytest.mark.parametrize("seed", range(3))
