@@ -17,6 +17,7 @@ from recsys.serving.bundle import Bundle, load_bundle, making_sense
 from recsys.serving.calibration import sigmoid
 from recsys.serving.network_inputs import NetworkInputs
 from recsys.serving.registry import Registry, is_model_uri
+from recsys.serving.small_frames import FrameEncoder
 
 _WARM_UP_ROWS = (1, 1, 64)
 
@@ -32,6 +33,10 @@ class Scorer:
         bundle: a loaded bundle; `Scorer.load` takes its place.
         threads: of torch in this whole process; as they are when left out. For small requests one is the fastest.
 
+    Attributes:
+        bundle: as given.
+        encode_frame: encodes frames, small ones without the cost of planning a query.
+
     Raises:
         ArtifactError: the bundle's plan contradicts its table.
     """
@@ -40,6 +45,7 @@ class Scorer:
         if threads is not None:
             torch.set_num_threads(threads)
         self.bundle = bundle
+        self.encode_frame = FrameEncoder(bundle.pipeline)
         self._inputs = NetworkInputs(bundle.model)
         self._network = bundle.model.network.eval()
         self._probabilities = bundle.calibration or sigmoid
@@ -108,7 +114,7 @@ class Scorer:
                     field="shared",
                     mend="give the rows as mappings, or the shared columns as columns",
                 )
-            batch = self._inputs.check(rows if isinstance(rows, Batch) else pipeline.encode_frame(rows))
+            batch = self._inputs.check(rows if isinstance(rows, Batch) else self.encode_frame(rows))
         else:
             batch = pipeline.encode(rows, shared=shared)
         with torch.inference_mode():

@@ -75,7 +75,7 @@ class ServedModel:
         """
         pipeline = self.scorer.bundle.pipeline
         if isinstance(rows, pl.DataFrame):
-            return pipeline.encode_frame(rows)
+            return self.scorer.encode_frame(rows)
         try:
             return pipeline.encode(rows, shared=shared)
         except RecursionError:  # of the error that would show the value
