@@ -58,7 +58,8 @@ class AliasFollower:
         else:
             found = _of_folder(Path(self._uri))
         try_out(found)
-        self._announce(found)
+        found.write(self._state)
+        self._announced = found
         return found
 
     def follow(self, seconds: float, stop: threading.Event) -> None:
@@ -68,7 +69,8 @@ class AliasFollower:
 
     def look(self) -> None:
         """Looks once. A registry that does not answer, and a bundle that cannot be used, leave all as it is."""
-        served = self._announced
+        announced = self._announced
+        served = None if announced is None or announced.withdrawn else announced
         now = time.time()
         try:
             registry = Registry(self._tracking_uri, create=False)
@@ -84,7 +86,7 @@ class AliasFollower:
         if served is not None and not served.reachable:
             logger.info("the registry answers again")
         if version is None:
-            if served is not None and not served.withdrawn:
+            if served is not None:
                 logger.info("%s is gone: version %s is served no longer", self._uri, served.version)
                 self._announce(dataclasses.replace(served, checked=now, reached=now, withdrawn=True))
             return
@@ -102,8 +104,8 @@ class AliasFollower:
             else:
                 served, self._refused = found, None
         if served is not None:
-            known = dataclasses.replace(served, checked=now, reached=now, reachable=True, withdrawn=False)
-            self._announce(dataclasses.replace(known, refused=self._refused))
+            changed = dataclasses.replace(served, checked=now, reached=now, reachable=True, refused=self._refused)
+            self._announce(changed)
 
     def _find(self, registry: Registry) -> ModelVersion | None:
         """The version to be served; None if there is to be none."""
@@ -113,8 +115,6 @@ class AliasFollower:
         try:
             announcement.write(self._state)
         except ArtifactError as error:
-            if self._announced is None:
-                raise
             logger.error("%s", error)
             return
         self._announced = announcement

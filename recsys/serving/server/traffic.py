@@ -49,7 +49,12 @@ class TrafficSplit:
     def deal(self, champion: ServedModel, request_id: str) -> ServedModel:
         """The model that answers a request."""
         challenger = self.watcher.model
-        if challenger is None or not in_share(request_id, self._share, seed=_SEED):
+        if challenger is None:
+            if self._judged is not None:
+                self._judged = None
+                self._misfit.set(0)
+            return champion
+        if not in_share(request_id, self._share, seed=_SEED):
             return champion
         # Not the models themselves, which would be kept in memory after a swap.
         pair = (champion.announcement.model, challenger.announcement.model)

@@ -76,4 +76,9 @@ def test_a_challenger_that_cannot_take_the_champions_place_answers_nothing(
     problem = misfit(model, challenger, refuse_unknown=refuse)
     assert problem == says if says is None else says in (problem or "")
     unknown = "refuse" if refuse else "ignore"
-    assert split(1.0, challenger, unknown_fields=unknown).deal(model, "r") is (challenger if says is None else model)
+    dealing = split(1.0, challenger, unknown_fields=unknown)
+    assert dealing.deal(model, "r") is (challenger if says is None else model)
+    assert dealing._misfit._value.get() == (says is not None)
+    dealing.watcher.model = None
+    assert dealing.deal(model, "r") is model
+    assert dealing._misfit._value.get() == 0
