@@ -127,7 +127,7 @@ class Dispatcher:
             else:
                 batch = model.encode([row for job in jobs for row in job.plain or ()])
             scores = model.score(batch)
-            self._observe(model, batch, scores, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
         # Whatever it is, it is the request's end and not the server's. A panic of Polars is no Exception.
         except (Exception, pl.exceptions.PanicException) as error:
             if len(jobs) == 1:
@@ -142,6 +142,7 @@ class Dispatcher:
             if not job.scores.done():
                 job.scores.set_result(scores[start:stop])
             start = stop
+        self._observe(model, batch, scores, seconds)
 
     def _observe(self, model: ServedModel, batch: Batch, scores: Scores, seconds: float) -> None:
         rows = len(batch)
@@ -152,10 +153,15 @@ class Dispatcher:
         if rows:
             self._row_seconds = _MEMORY * self._row_seconds + (1 - _MEMORY) * seconds / rows
         if self._batches % _UNSEEN_EVERY == 0:
-            for field, (ids, unseen) in model.unseen.count(batch).items():
-                self._metrics.ids.labels(field).inc(ids)
-                self._metrics.unseen.labels(field).inc(unseen)
+            # It takes longer than to score a row. The next turn of the loop writes the answers, so the one after it.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._count_unseen, model, batch)
         self._batches += 1
+
+    def _count_unseen(self, model: ServedModel, batch: Batch) -> None:
+        for field, (ids, unseen) in model.unseen.count(batch).items():
+            self._metrics.ids.labels(field).inc(ids)
+            self._metrics.unseen.labels(field).inc(unseen)
 
 
 def _fail(job: Job, error: BaseException) -> None:
