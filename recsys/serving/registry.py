@@ -338,7 +338,9 @@ class Registry:
         """
         version = self.resolve(uri)
         with self._told("fetch the model"):
-            folder = Path(self._mlflow.artifacts.download_artifacts(artifact_uri=version.uri, tracking_uri=self.uri))
+            # By the version's own URI MLflow would write a file beside the model, which a reader may not be able to.
+            place = self._client.get_model_version_download_uri(version.name, str(version.version))
+            folder = Path(self._mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=self.uri))
         path = _bundle_within(folder)
         if path is None:
             raise ArtifactError(

@@ -30,6 +30,7 @@ def possible() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not possible(), reason="needs mount namespaces (unshare -rm)")
 def test_it_serves_where_only_the_temporary_folder_can_be_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

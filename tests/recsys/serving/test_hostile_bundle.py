@@ -231,12 +231,14 @@ def test_changed_files_with_right_checksums_are_refused_or_score(whole: Path, co
     assert {"refused", "scored"} <= outcomes
 
 
+@pytest.mark.slow
 def test_a_registered_model_that_names_a_bundle_elsewhere_is_refused(bundle: Path, tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = registry.start_run("clicks", "1")
     model = registry.log_model(run, bundle, Scorer.load(bundle).spec)
     version = registry.register(model, run, "clicks", "champion", {})
     described = registry.bundle_of(version.uri).parent.parent / "MLmodel"
+    assert "registered_model_meta" not in os.listdir(described.parent)
     told = yaml.safe_load(described.read_text())
     for path, says in (
         (f"../{os.path.relpath(bundle, described.parent)}", "holds no bundle"),
