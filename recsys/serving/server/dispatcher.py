@@ -105,7 +105,7 @@ class Dispatcher:
         due = []
         for job in jobs:
             if job.deadline < now:
-                _fail(job, Refusal(503, "deadline", "the deadline passed before the rows were scored", retry_seconds=1))
+                _fail(job, _late())
             else:
                 due.append(job)
         together: dict[ServedModel, list[Job]] = {}
@@ -136,10 +136,12 @@ class Dispatcher:
             for job in jobs:
                 self._score([job])
             return
-        start = 0
+        start, now = 0, time.monotonic()
         for job in jobs:
             stop = start + len(job.rows)
-            if not job.scores.done():
+            if job.deadline < now:
+                _fail(job, _late())
+            elif not job.scores.done():
                 job.scores.set_result(scores[start:stop])
             start = stop
         self._observe(model, batch, scores, seconds)
@@ -162,6 +164,10 @@ class Dispatcher:
         for field, (ids, unseen) in model.unseen.count(batch).items():
             self._metrics.ids.labels(field).inc(ids)
             self._metrics.unseen.labels(field).inc(unseen)
+
+
+def _late() -> Refusal:
+    return Refusal(503, "deadline", "the deadline passed before the rows were scored", retry_seconds=1)
 
 
 def _fail(job: Job, error: BaseException) -> None:
