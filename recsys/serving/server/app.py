@@ -85,7 +85,7 @@ class _Worker:
         self._split = None if settings.challenger is None else TrafficSplit(settings)
         self._feed = None if settings.shadow is None else ShadowFeed(settings)
         self._beside = BesideReader(settings)
-        self._live = LiveStats(lambda: Metrics.collector().collect())
+        self._live = LiveStats(Metrics.collect)
         self._in_hand = 0
         self.app = _Application(
             title="recsys", lifespan=self._lifespan, docs_url=None, redoc_url=None, openapi_url=None, version="1"

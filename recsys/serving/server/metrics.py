@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from recsys.serving.server.liveness import lives
@@ -19,6 +23,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder of the workers' values; prometheus_client reads it when it is imported."""
 
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_TIMES_READ = 10
+"""The files of the processes are read anew so often when one of them is just being made."""
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -114,18 +120,32 @@ class Metrics(LogMetrics):
         self.loads.labels("failed").inc()
 
     @staticmethod
-    def collector() -> CollectorRegistry:
-        """Gives the sums over all workers."""
+    def collect() -> list[Metric]:
+        """The sums over all workers."""
         folder = Path(os.environ[FOLDER_VARIABLE])
         for path in folder.glob("gauge_live*_*.db"):
             process = int(path.stem.rpartition("_")[2])
             if not lives(process):
                 mark_process_dead(process, str(folder))
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(folder))
-        return registry
+        collector = MultiProcessCollector(CollectorRegistry(), path=str(folder))
+        for _ in range(_TIMES_READ - 1):
+            # A process that begins has files of no length for a moment, which prometheus_client stumbles over.
+            with suppress(struct.error, OSError, RuntimeError, ValueError):
+                return list(collector.collect())
+        return list(collector.collect())
 
     @staticmethod
     def text() -> bytes:
         """The sums over all workers, as Prometheus reads them."""
-        return generate_latest(Metrics.collector())
+        return generate_latest(_Collected(Metrics.collect()))
+
+
+class _Collected(CollectorRegistry):
+    """Metrics that are there already."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._metrics)

@@ -1,0 +1,40 @@
+"""What all processes counted, read while one of them is just beginning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+READER = """
+import sys, threading
+from pathlib import Path
+from recsys.serving.server.metrics import Metrics
+
+folder = Path(sys.argv[1])
+Metrics().requests.labels("/v1/score", "200").inc(3)
+begins = folder / "counter_1.db"
+done = threading.Event()
+
+def begin():
+    while not done.is_set():
+        begins.touch()  # as the file of a process is before it gets its length
+        begins.unlink()
+
+thread = threading.Thread(target=begin)
+thread.start()
+try:
+    texts = [Metrics.text().decode() for _ in range(300)]
+finally:
+    done.set()
+    thread.join()
+assert all('recsys_requests_total{route="/v1/score",status="200"} 3.0' in text for text in texts)
+"""
+
+
+def test_a_process_that_begins_hides_nothing(tmp_path: Path) -> None:
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[4])}
+    job = subprocess.run(
+        [sys.executable, "-c", READER, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert job.returncode == 0, job.stderr
