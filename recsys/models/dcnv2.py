@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.models.axes import Axes, Axis, unit_names
-from recsys.models.linear import Linear
+from recsys.models.linear import Linear, parameter_gradients, product, trains_in_onednn
 
 
 class MatrixCross(nn.Module):
@@ -43,10 +43,40 @@ class MatrixCross(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, I] -> [B, I]."""
+        if self.training and self._low_rank is None and trains_in_onednn(x, self.output_width):
+            out: Tensor = _FullCross.apply(x, *(p for layer in self.layers for p in (layer.weight, layer.bias)))
+            return out
         out = x
         for layer in self.layers:
             out = _Cross.apply(x, layer(out), out) if torch.is_grad_enabled() else torch.addcmul(out, x, layer(out))
         return out
+
+
+class _FullCross(torch.autograd.Function):
+    """All layers with W_l full, in oneDNN: what gradients are added up to is added where it is computed."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        out, saved = x, [x]
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            z = product(out, weight, bias)
+            out = torch.addcmul(out, x, z)
+            saved += [weight, z, out]
+        ctx.save_for_backward(*saved[:-1])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        x, *saved = ctx.saved_tensors
+        weights, zs, inputs = saved[::3], saved[1::3], [x, *saved[2::3]]
+        of_x: Tensor | None = None
+        of_parameters: list[Tensor | None] = []
+        for weight, z, own in zip(reversed(weights), reversed(zs), reversed(inputs), strict=True):
+            of_x = grad * z if of_x is None else of_x.addcmul_(grad, z)
+            of_z = grad * x
+            of_parameters += [*reversed(parameter_gradients(of_z, own, weight, True))]
+            grad = product(of_z, weight.t(), plus=grad)
+        return grad if of_x is None else of_x.add_(grad), *reversed(of_parameters)
 
 
 class _Cross(torch.autograd.Function):

@@ -32,20 +32,24 @@ class Linear(nn.Linear):
         """[B, I] -> [B, O]."""
         if torch.is_inference_mode_enabled():
             faster = len(x) >= FEWEST_ROWS and self.out_features >= SMALLEST_OUTPUT and onednn_pays()
-            return (_product if faster else F.linear)(x, self.weight, self.bias)
-        if (
-            self.training
-            and torch.is_grad_enabled()
-            and self.out_features >= SMALLEST_OUTPUT
-            and x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and len(x)  # oneDNN takes no empty product
-            and not torch.is_autocast_enabled("cpu")
-            and onednn_pays()
-        ):
+            return (product if faster else F.linear)(x, self.weight, self.bias)
+        if self.training and trains_in_onednn(x, self.out_features):
             out: Tensor = _OnednnLinear.apply(x, self.weight, self.bias)
             return out
         return F.linear(x, self.weight, self.bias)
+
+
+def trains_in_onednn(x: Tensor, outputs: int) -> bool:
+    """Whether products of x [B, I] with [outputs, I], and of their gradients, are to be oneDNN's."""
+    return (
+        torch.is_grad_enabled()
+        and outputs >= SMALLEST_OUTPUT
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and len(x) > 0  # oneDNN takes no empty product
+        and not torch.is_autocast_enabled("cpu")
+        and onednn_pays()
+    )
 
 
 def thin_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -67,16 +71,21 @@ class _OnednnLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_x = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        if len(x) >= MANY_ROWS:
-            return grad_x, *_gradients_of_convolution(grad, x.contiguous(), weight, ctx.has_bias)
-        return grad_x, _product(grad.t(), x.t()), grad.sum(0) if ctx.has_bias else None
+        grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        return grad_x, *parameter_gradients(grad, x, weight, ctx.has_bias)
+
+
+def parameter_gradients(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradients of weight [O, I] and bias [O] from that of the output [B, O], in oneDNN."""
+    if len(x) >= MANY_ROWS:
+        return _gradients_of_convolution(grad, x.contiguous(), weight, bias)
+    return product(grad.t(), x.t()), grad.sum(0) if bias else None
 
 
 def _gradients_of_convolution(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
@@ -92,9 +101,13 @@ def _gradients_of_convolution(grad: Tensor, x: Tensor, weight: Tensor, bias: boo
     return of_weight.view(weight.shape), of_bias
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` in oneDNN."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias + plus` in oneDNN; what is added [B, O] costs no pass of its own."""
+    out: Tensor = (
+        torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        if plus is None
+        else torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+    )
     return out
 
 

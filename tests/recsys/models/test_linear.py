@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from recsys.models import linear
+from recsys.models.dcnv2 import MatrixCross
 from recsys.models.linear import MANY_ROWS, Linear, thin_product
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -33,11 +34,29 @@ def test_onednn_equals_torch(shape: tuple[int, int, int], bias: bool, monkeypatc
 
 
 @needs_onednn
+@pytest.mark.parametrize("rows", [7, MANY_ROWS])
+def test_cross_layers_in_onednn_equal_torchs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cross, x = MatrixCross(33, 3), torch.randn(rows, 33, requires_grad=True)
+    target = torch.randn(rows, 33)
+    results = []
+    for pays in (False, True):
+        monkeypatch.setattr(linear, "onednn_pays", lambda p=pays: p)
+        cross.zero_grad()
+        x.grad = None
+        out = cross(x)
+        assert (out.grad_fn.name() == "_FullCrossBackward") is pays
+        (out * target).sum().backward()
+        results.append([out.detach(), x.grad, *(p.grad for p in cross.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+@needs_onednn
 def test_onednn_is_exact_to_fp32() -> None:
     """No bf16 or tf32 hides in it: the error against float64 is that of fp32 sums."""
     x, weight = torch.randn(256, 429), torch.randn(256, 429)
     exact = x.double() @ weight.double().T
-    assert float((linear._product(x, weight) - exact).abs().max() / exact.abs().max()) < 3e-6
+    assert float((linear.product(x, weight) - exact).abs().max() / exact.abs().max()) < 3e-6
 
 
 def test_evaluation_uses_torchs_own_product(monkeypatch: pytest.MonkeyPatch) -> None:
