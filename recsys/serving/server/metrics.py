@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +21,6 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder of the workers' values; prometheus_client reads it when it is imported."""
 
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_TIMES_READ = 10
-"""The files of the processes are read anew so often when one of them is just being made."""
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -127,12 +123,9 @@ class Metrics(LogMetrics):
             process = int(path.stem.rpartition("_")[2])
             if not lives(process):
                 mark_process_dead(process, str(folder))
-        collector = MultiProcessCollector(CollectorRegistry(), path=str(folder))
-        for _ in range(_TIMES_READ - 1):
-            # A process that begins has files of no length for a moment, which prometheus_client stumbles over.
-            with suppress(struct.error, OSError, RuntimeError, ValueError):
-                return list(collector.collect())
-        return list(collector.collect())
+        # A process that begins has files of no length for a moment, which prometheus_client stumbles over.
+        files = [str(path) for path in folder.glob("*.db") if _size(path)]
+        return list(MultiProcessCollector.merge(files, accumulate=True))
 
     @staticmethod
     def text() -> bytes:
@@ -149,3 +142,10 @@ class _Collected(CollectorRegistry):
 
     def collect(self) -> Iterator[Metric]:
         return iter(self._metrics)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # of a process that died: another worker removed it meanwhile
+        return 0
