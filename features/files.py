@@ -101,3 +101,11 @@ def digest_of(path: Path) -> str:
         while block := file.read(_BLOCK):
             state.update(block)
     return str(state.hexdigest())
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there, since whoever owns it removed it meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

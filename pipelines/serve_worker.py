@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import uvicorn
 
+from features.files import size_of
 from pipelines.logs import append
 from recsys.serving.server.settings import ServerSettings
 
@@ -65,17 +66,10 @@ class BoundedLog:
         append(self._folder, rows)
         # Names begin with the time of writing.
         files = sorted(path for path in self._folder.glob("*.parquet") if not path.name.startswith("."))
-        sizes = [_size(path) for path in files]
+        sizes = [size_of(path) for path in files]
         excess = sum(sizes) - self._max_bytes
         for path, size in zip(files[:-1], sizes, strict=False):
             if excess <= 0:
                 break
             path.unlink(missing_ok=True)
             excess -= size
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

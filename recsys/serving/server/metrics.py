@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from features.files import size_of
 from recsys.serving.server.liveness import lives
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Metrics(LogMetrics):
             if not lives(process):
                 mark_process_dead(process, str(folder))
         # A process that begins has files of no length for a moment, which prometheus_client stumbles over.
-        files = [str(path) for path in folder.glob("*.db") if _size(path)]
+        files = [str(path) for path in folder.glob("*.db") if size_of(path)]
         return list(MultiProcessCollector.merge(files, accumulate=True))
 
     @staticmethod
@@ -142,10 +143,3 @@ class _Collected(CollectorRegistry):
 
     def collect(self) -> Iterator[Metric]:
         return iter(self._metrics)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # of a process that died: another worker removed it meanwhile
-        return 0
