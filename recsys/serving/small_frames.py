@@ -26,7 +26,7 @@ class FrameEncoder:
 
     def __init__(self, pipeline: FeaturePipeline) -> None:
         self._pipeline = pipeline
-        self._columns = list(pipeline.spec.feature_columns)
+        self._columns = dict.fromkeys(pipeline.spec.feature_columns)
         self._known: dict[tuple[tuple[str, pl.DataType], ...], bool] = {}
 
     def __call__(self, frame: pl.DataFrame) -> Batch:
@@ -37,7 +37,7 @@ class FrameEncoder:
         """
         if 0 < frame.height <= MOST_ROWS and self._reads(frame):
             try:
-                return self._pipeline.encode(frame[self._columns].rows(named=True))
+                return self._pipeline.encode(frame[list(self._columns)].rows(named=True))
             except DataError:  # to be told as that of a frame: with the number of bad rows
                 pass
         return self._pipeline.encode_frame(frame)
