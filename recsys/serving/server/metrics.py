@@ -13,10 +13,10 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from features.files import size_of
 from recsys.serving.server.liveness import lives
+from recsys.serving.server.version_metrics import VersionMetrics
 
 if TYPE_CHECKING:
     from recsys.serving.server.announcement import Announcement
-    from recsys.serving.server.served import ServedModel
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder of the workers' values; prometheus_client reads it when it is imported."""
@@ -42,12 +42,13 @@ class LogMetrics:
         )
 
 
-class Metrics(LogMetrics):
+class Metrics(LogMetrics, VersionMetrics):
     """What one worker counts; `text` gives the sums over all of them."""
 
     def __init__(self) -> None:
         own = CollectorRegistry()
-        super().__init__(own)
+        LogMetrics.__init__(self, own)
+        VersionMetrics.__init__(self, own)
         self.requests = Counter("recsys_requests", "Requests answered.", ["route", "status"], registry=own)
         self.seconds = Histogram(
             "recsys_request_seconds",
@@ -81,40 +82,14 @@ class Metrics(LogMetrics):
         self.unknown = Counter("recsys_unknown_fields", "Fields of rows that no model reads.", registry=own)
         self.ids = Counter("recsys_ids_sampled", "Ids looked at, of fields that are exact.", ["field"], registry=own)
         self.unseen = Counter("recsys_ids_unseen", "Of these, not seen in training.", ["field"], registry=own)
-        self.serving = Gauge(
-            "recsys_workers_serving",
-            "Workers that serve the version.",
-            ["model", "version"],
-            multiprocess_mode="livesum",
-            registry=own,
-        )
-        self.loads = Counter("recsys_model_loads", "Loads of a model by a worker.", ["outcome"], registry=own)
         self.registry_up = Gauge(
             "recsys_registry_reachable", "1 if the registry answered.", multiprocess_mode="livemin", registry=own
-        )
-        self.refused_version = Gauge(
-            "recsys_alias_refused",
-            "1 if the alias points to a bundle that cannot be used.",
-            multiprocess_mode="livemax",
-            registry=own,
         )
 
     def told(self, found: Announcement) -> None:
         """An announcement was read."""
         self.registry_up.set(found.reachable)
-        self.refused_version.set(found.refused is not None)
-
-    def swapped(self, new: ServedModel | None, old: ServedModel | None) -> None:
-        """Another model is served."""
-        if old is not None:
-            self.serving.labels(old.name, old.version).set(0)
-        if new is not None:
-            self.serving.labels(new.name, new.version).set(1)
-            self.loads.labels("loaded").inc()
-
-    def load_failed(self) -> None:
-        """A model could not be loaded."""
-        self.loads.labels("failed").inc()
+        super().told(found)
 
     @staticmethod
     def collect() -> list[Metric]:

@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from features.errors import RecsysError
 from recsys.serving.server.announcement import SHADOW
-from recsys.serving.server.beside import RoleMetrics
 from recsys.serving.server.bodies import BodyReader, Fields
 from recsys.serving.server.metrics import SECONDS, LogMetrics
 from recsys.serving.server.prediction_log import PredictionLog, Write
@@ -26,6 +25,7 @@ from recsys.serving.server.refusal import Refusal
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
 from recsys.serving.server.shadow_feed import RANK, SCORE, Answered, outcomes, read_answered, socket_of
+from recsys.serving.server.version_metrics import VersionMetrics
 from recsys.serving.server.watcher import ModelWatcher
 
 NICENESS = 19
@@ -60,7 +60,7 @@ class _Shadow:
             buckets=SECONDS,
             registry=own,
         )
-        self._watcher = ModelWatcher(settings, RoleMetrics(SHADOW, own), beside=SHADOW)
+        self._watcher = ModelWatcher(settings, VersionMetrics(own, SHADOW), beside=SHADOW)
         # What the champion answered was not refused; a field that only the champion reads is no reason to.
         self._bodies = BodyReader(settings.model_copy(update={"unknown_fields": "ignore"}))
         self._log = PredictionLog(write, settings, LogMetrics(own))

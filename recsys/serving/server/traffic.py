@@ -7,10 +7,10 @@ import logging
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from recsys.serving.server.announcement import CHALLENGER
-from recsys.serving.server.beside import RoleMetrics
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
 from recsys.serving.server.shares import in_share
+from recsys.serving.server.version_metrics import VersionMetrics
 from recsys.serving.server.watcher import ModelWatcher
 
 _SEED = 1
@@ -42,7 +42,7 @@ class TrafficSplit:
             multiprocess_mode="livemax",
             registry=own,
         )
-        self.watcher = ModelWatcher(settings, RoleMetrics(CHALLENGER, own), beside=CHALLENGER)
+        self.watcher = ModelWatcher(settings, VersionMetrics(own, CHALLENGER), beside=CHALLENGER)
         self._judged: tuple[object, object] | None = None
         self._fits = False
 

@@ -8,12 +8,12 @@ import logging
 import os
 import signal
 import time
-from typing import Protocol
 
 from features.errors import RecsysError
 from recsys.serving.server.announcement import Announcement, AnnouncementReader
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
+from recsys.serving.server.version_metrics import VersionMetrics
 
 LOOK_SECONDS = 0.2
 """Between two looks at the announcement."""
@@ -21,19 +21,6 @@ AGAIN_SECONDS = 5.0
 """After a load that failed."""
 
 logger = logging.getLogger(__name__)
-
-
-class WatchMetrics(Protocol):
-    """What is told of versions and loads."""
-
-    def told(self, found: Announcement) -> None:
-        """An announcement was read."""
-
-    def swapped(self, new: ServedModel | None, old: ServedModel | None) -> None:
-        """Another model is held, or none any more."""
-
-    def load_failed(self) -> None:
-        """A model could not be loaded."""
 
 
 class ModelWatcher:
@@ -49,7 +36,7 @@ class ModelWatcher:
         announcement: The newest announcement.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: WatchMetrics, *, beside: str | None = None) -> None:
+    def __init__(self, settings: ServerSettings, metrics: VersionMetrics, *, beside: str | None = None) -> None:
         folder = settings.state if beside is None else settings.state / beside
         self._reader, self._parent, self._metrics = AnnouncementReader(folder), settings.parent, metrics
         self._role = beside or settings.role
