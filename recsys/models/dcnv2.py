@@ -53,14 +53,19 @@ class MatrixCross(nn.Module):
 
 
 class _FullCross(torch.autograd.Function):
-    """All layers with W_l full, in oneDNN: what gradients are added up to is added where it is computed."""
+    """All layers with W_l full, in oneDNN: what gradients are added up to is added where it is computed.
+
+    The first layer is `x * (z + 1)`, the 1 being added to the bias: of the same worth as `x * z + x`, and its gradient
+    of x needs no term beside it.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         out, saved = x, [x]
         for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-            z = product(out, weight, bias)
-            out = torch.addcmul(out, x, z)
+            first = out is x
+            z = product(out, weight, bias + 1 if first else bias)
+            out = x * z if first else torch.addcmul(out, x, z)
             saved += [weight, z, out]
         ctx.save_for_backward(*saved[:-1])
         return out
@@ -75,8 +80,8 @@ class _FullCross(torch.autograd.Function):
             of_x = grad * z if of_x is None else of_x.addcmul_(grad, z)
             of_z = grad * x
             of_parameters += [*reversed(parameter_gradients(of_z, own, weight, True))]
-            grad = product(of_z, weight.t(), plus=grad)
-        return grad if of_x is None else of_x.add_(grad), *reversed(of_parameters)
+            grad = product(of_z, weight.t(), plus=of_x if own is x else grad)
+        return grad, *reversed(of_parameters)
 
 
 class _Cross(torch.autograd.Function):
