@@ -53,7 +53,7 @@ RANDOM = 10
 FIDELITY = 20
 """Random allocations of the whole space that are retrained."""
 WITHIN = 0.0005
-"""AUC that counts as equal quality."""
+"""AUC that counts as equal quality on the test rows; validation picks what is within half of it."""
 
 
 FOLDER = ROOT / "work" / "dimension_search"
@@ -122,7 +122,7 @@ DATA_SETS = {
         retrain_epochs=20,
         levels=(0, 1, 2, 4, 8),
         budget=6,
-        budgets=(8, 10, 16, 24),
+        budgets=(7, 8, 10, 16, 24),
     ),
     "criteo": DataSet(
         title="Criteo sample",
@@ -130,7 +130,14 @@ DATA_SETS = {
         split=TimeSplit(columns=["row"], fractions=(0.8, 0.1, 0.1)),
         embedding={"width": 4, "rows": 100_000, "exact": {"max_values": 64}},
         model={"interaction": "dcnv2", "cross_layers": 2, "hidden": (256, 128)},
-        train={"batch_size": 512, "epochs": 3, "patience": 1, "table_eps": 1e-4},
+        train={
+            "batch_size": 512,
+            "epochs": 3,
+            "patience": 1,
+            "learning_rate": 1.5e-3,
+            "table_learning_rate": 0.075,
+            "table_eps": 1e-4,
+        },
         retrain_epochs=3,
         levels=(0, 1, 2, 4, 8),
         budget=26,
@@ -316,12 +323,18 @@ class _Workshop:
         self.train = TrainConfig.model_validate({**data.train, **({"epochs": 1} if settings.quick else {})})
         self.seconds: dict[str, float] = {}
 
-    def build(self, genes: Genes) -> CTRModel:
+    def build(self, genes: Genes, rows: int | None = None) -> CTRModel:
         chunks = ChunksConfig(default=0, features=self.space.allocation(genes))
-        embedding = EmbeddingConfig.model_validate({**self.data.embedding, "chunks": chunks})
+        own = {"rows": rows} if rows else {}
+        embedding = EmbeddingConfig.model_validate({**self.data.embedding, **own, "chunks": chunks})
         plan = plan_embedding(self.store.layout, embedding, self.counts)
         network = ModelConfig.model_validate(self.data.model)
         return CTRModel(self.store.layout, plan, network, optimizer=self.train.optimizer_of_table)
+
+    @property
+    def supernet_rows(self) -> int:
+        """Rows of the supernet's table, for the budget at which all methods are compared."""
+        return self.space.supernet_rows(self.data.embedding["rows"], self.data.budget)
 
     def valid(self) -> Loader:
         return Loader(self.store, "valid", self.train.eval_batch_size)
@@ -331,7 +344,7 @@ class _Workshop:
 
     def fit(self, name: str, genes: Genes, epochs: int | None = None) -> CTRModel:
         """An ordinary training; `supernet` trains that."""
-        model = self.build(genes)
+        model = self.build(genes, self.supernet_rows if name == "supernet" else None)
         config = self.train.model_copy(update={"epochs": epochs}) if epochs else self.train
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -376,7 +389,7 @@ def _search(data: DataSet, store: Store, folder: Path, settings: Settings) -> Se
     full = shop.fit("full training", space.largest)
     supernet = shop.fit("supernet", space.largest)
     bundles = {
-        "initial": shop.save(shop.build(space.largest), folder / "initial"),
+        "initial": shop.save(shop.build(space.largest, shop.supernet_rows), folder / "initial"),
         "supernet": shop.save(supernet, folder / "supernet"),
         "largest": shop.save(full, folder / "largest"),
     }
@@ -495,8 +508,9 @@ def _equal_quality(
 
     Both are trained from scratch; searched allocations may also be taught by the largest model, or start from the
     supernet.
-    Validation picks the uniform allocation, and the fewest lookups with which a searched one is as good as it; the test
-    rows judge whether it is within WITHIN.  Shares are None where it is not.
+    Validation picks the best uniform allocation, and the fewest lookups with which a searched one is within half of
+    WITHIN of it, which leaves the other half to chance; the test rows judge whether it is within WITHIN.  Shares are
+    None where it is not.  Beside that, the same where validation must be as good.
     """
     table = {
         name: _line(data, searched, name, own, store) for name, own in runs.items() if not name.startswith("drawn")
@@ -508,8 +522,8 @@ def _equal_quality(
     )
     from_scratch = [name for name in searched_arms if " " not in name]
 
-    def equal_to(target: str, among: Sequence[str]) -> dict[str, Any]:
-        enough = [name for name in among if table[name]["valid_auc"] >= table[target]["valid_auc"]]
+    def equal_to(target: str, among: Sequence[str], allowed: float = WITHIN / 2) -> dict[str, Any]:
+        enough = [name for name in among if table[name]["valid_auc"] >= table[target]["valid_auc"] - allowed]
         chosen = enough[0] if enough else max(among, key=lambda name: table[name]["valid_auc"])
         against = difference(runs[chosen], runs[target], True)["auc"]
         equal = against.mean >= -WITHIN
@@ -524,8 +538,18 @@ def _equal_quality(
         }
 
     saving = {"of_uniform": equal_to(best, searched_arms), "of_largest": equal_to(LARGEST, searched_arms)}
-    scratch = {"of_uniform": equal_to(best, from_scratch), "of_largest": equal_to(LARGEST, from_scratch)}
-    figures = {"equal_quality": saving, "equal_quality_from_scratch": scratch, "arms": table}
+    figures = {
+        "equal_quality": saving,
+        "equal_quality_from_scratch": {
+            "of_uniform": equal_to(best, from_scratch),
+            "of_largest": equal_to(LARGEST, from_scratch),
+        },
+        "as_good_on_validation": {
+            "of_uniform": equal_to(best, searched_arms, 0.0),
+            "of_largest": equal_to(LARGEST, searched_arms, 0.0),
+        },
+        "arms": table,
+    }
     return saving, figures
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,8 @@ from pipelines.tracking import MlflowListener, params_of
 from pipelines.train import check_trainable, model_of, plan_of
 from pipelines.workspace import Search, check_started_with, new_search, searches_of
 from recsys.embeddings.formats import FormatName
+from recsys.embeddings.kernel import table_memory
+from recsys.memory import require_memory
 from recsys.models import CTRModel
 from recsys.models.convert import convert
 from recsys.processes import launched
@@ -270,7 +272,7 @@ def _by_norms(job: _Job) -> dict[str, Any]:
 def _by_supernet(job: _Job) -> dict[str, Any]:
     """A supernet, candidates judged on it, and the finalists on all validation rows."""
     settings, space = job.settings, job.space
-    config = _at(job.config, space, space.largest, settings.supernet.epochs)
+    config = _of_supernet(job.config, settings, space)
     model = job.train(
         config,
         lambda model, listener: SupernetTrainer(
@@ -503,6 +505,13 @@ def _at(config: ExperimentConfig, space: SearchSpace, genes: Genes, epochs: int 
     return config.model_copy(update={"train": config.train.model_copy(update=start)})
 
 
+def _of_supernet(config: ExperimentConfig, settings: SearchConfig, space: SearchSpace) -> ExperimentConfig:
+    """The experiment as the training of the supernet."""
+    config = _at(config, space, space.largest, settings.supernet.epochs)
+    rows = settings.supernet.rows or space.supernet_rows(config.embedding.rows, settings.max_lookups)
+    return config.model_copy(update={"embedding": config.embedding.model_copy(update={"rows": rows})})
+
+
 def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space: SearchSpace) -> None:
     """Refuses what could not be searched, before anything is begun."""
     space.check_budget(settings.max_lookups)
@@ -531,6 +540,12 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
             mend="split the data so that validation holds both classes",
         )
     check_trainable(largest, store, plan_of(largest, store))
+    if settings.method == "supernet":
+        supernet = _of_supernet(config, settings, space)
+        plan = plan_of(supernet, store)
+        parts = table_memory(plan.rows, plan.width, supernet.train.optimizer_of_table, plan.format)
+        fewer = f"set search.supernet.rows, to embedding.rows ({config.embedding.rows}) for example"
+        require_memory([replace(part, field="search.supernet.rows", mend=fewer) for part in parts])
 
 
 def _space(config: ExperimentConfig, settings: SearchConfig, store: Store, format: FormatName) -> SearchSpace:

@@ -24,6 +24,10 @@ class SupernetConfig(Strict):
     lasso: the full model with a hierarchical group lasso on the chunks of the first layers."""
     distill: float = Field(0.5, ge=0, le=1)
     """Of mixed and nested: weight of the full model's probability in what the smaller ones learn from."""
+    rows: int | None = Field(None, ge=1, lt=2**31)
+    """`embedding.rows` of its table. Left out, those of the models it stands for, times the lookups of the largest
+    allocation over the budget (without one: over those of the mean of every feature's levels), so that as many ids
+    share a row of it as of theirs."""
     lasso: float = Field(1e-4, ge=0)
     """Of lasso: its weight in the loss."""
     epochs: int | None = Field(None, ge=1)

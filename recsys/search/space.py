@@ -86,6 +86,22 @@ class SearchSpace:
         out: np.ndarray = counts @ np.array([f.values_per_row for f in self.features])
         return out
 
+    def supernet_rows(self, rows: int, max_lookups: float | None) -> int:
+        """The rows of a supernet's shared region, of which a model within the budget has `rows`.
+
+        In the supernet every feature looks up its most chunks.  In as many rows as the smaller models have, each would
+        be shared by more ids than there, and features that stand in for each other would be judged by their
+        collisions: the supernet has as many times the rows as it has lookups, a whole number.
+
+        Args:
+            rows: of the models it stands for.
+            max_lookups: the budget; without one, the mean of the levels of every feature.
+        """
+        middle = [float(np.mean(f.levels)) for f in self.features]
+        typical = max_lookups if max_lookups is not None else float(self.lookups_of(np.array(middle)))
+        times = round(float(self.lookups(self.largest)) / typical)
+        return int(min(rows * max(times, 1), 2**31 - 1))
+
     def bytes_of(self, counts: np.ndarray) -> np.ndarray:
         """Bytes of the table, [...] of chunk counts [..., F]: exact and hot rows grow with them."""
         out: np.ndarray = self.shared_bytes + counts @ np.array([f.bytes_per_chunk for f in self.features])

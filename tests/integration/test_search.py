@@ -20,6 +20,8 @@ from recsys.serving.registry import import_mlflow
 
 QUICK = ("search.generations=4", "search.population=6", "search.sample_rows=200", "search.levels=[0,1,2]")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+ROWS = 500
+"""Of the table in the experiment's config."""
 FEATURES = {"user", "item", "city", "hour", "user_city", "tags"}
 
 
@@ -102,6 +104,9 @@ def test_retraining_starts_from_the_supernet_or_from_its_first_weights(
     prepared: Any, recsys: Callable[..., Any]
 ) -> None:
     result = searched(prepared, recsys, "search.max_lookups=5")
+    plan = load_bundle(Path(result["folder"]) / "supernet").model.plan
+    (rows,) = {f.span for f in plan.features if f.region == "shared"}
+    assert rows == ROWS * round(plan.lookups / 5) > ROWS  # as much more room as it has more lookups
     for start in ("supernet", "initial"):
         trained = recsys(
             "train",
@@ -208,6 +213,7 @@ def test_the_row_format_is_chosen_too(prepared: Any, recsys: Callable[..., Any])
         (["search.method=statistics"], "this method needs a budget"),
         (["search.metric=accuracy"], "search.metric"),
         (["search.formats=[int8]", "search.method=magnitude"], "search.formats: only a supernet's"),
+        (["search.supernet.rows=2000000000"], "search.supernet.rows: it would not fit into memory"),
         (["search.formats=[int8,int8]"], "search.formats: a format is named twice"),
     ],
 )

@@ -6,11 +6,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.errors import ConfigError
-from recsys.search.space import SearchSpace, levels_of, uniform
+from recsys.search.space import SearchFeature, SearchSpace, levels_of, uniform
 from tests.recsys.search.landscapes import space_of, spaces
 
 
@@ -91,6 +91,22 @@ def test_genes_and_allocations_are_two_names_of_the_same(space: SearchSpace, see
         allocation = space.allocation(genes)
         assert list(allocation) == space.names
         assert (space.genes(allocation) == genes).all()
+
+
+@given(space=spaces(), rows=st.integers(1, 10**6), share=st.floats(0.01, 1))
+def test_a_supernet_has_as_many_more_rows_as_lookups(space: SearchSpace, rows: int, share: float) -> None:
+    most = float(space.lookups(space.largest))
+    assume(most > 0)
+    given_rows = space.supernet_rows(rows, share * most)
+    assert given_rows % rows == 0
+    assert abs(given_rows / rows - 1 / share) <= 0.5 + 1e-9
+    assert space.supernet_rows(rows, most) == rows
+
+
+def test_without_a_budget_the_mean_of_the_levels_counts() -> None:
+    space = SearchSpace((SearchFeature("user", (0, 1, 2, 4, 8)), SearchFeature("device", (0, 1))))
+    assert space.supernet_rows(1000, None) == 1000 * round(9 / (3 + 0.5))
+    assert space.supernet_rows(2**30, 1.0) == 2**31 - 1
 
 
 def test_a_count_that_is_no_level_becomes_the_next_smaller_one() -> None:
