@@ -533,7 +533,7 @@ def serve(
 @app.command()
 def convert(
     model: AnyModel,
-    format: Annotated[str, typer.Option("--format", help="fp32, bf16, fp16, int8, int4 or int2.")],
+    format: Annotated[str, typer.Option("--format", help="fp32, bf16, fp16, int8, int4, int2 or int8-table.")],
     data: Annotated[
         str | None,
         typer.Argument(

@@ -92,8 +92,8 @@ def inspect_model(
         config: An experiment whose side tables raw rows get; those of a run when left out.
 
     Returns:
-        bundle, table_bytes, plan (a line a feature), inputs (type of each column), outputs, metrics (of validation),
-        diagnostics and html (None without data).
+        bundle, format, table_bytes, plan (a line a feature), inputs (type of each column), outputs, metrics (of
+        validation), diagnostics and html (None without data).
 
     Raises:
         ConfigError: More than one source of data is named, or a page is asked for and there is no data.
@@ -128,6 +128,7 @@ def inspect_model(
         shown = _show_diagnostics(name, plan, found, sample, console, html)
     return {
         "bundle": str(opened.folder),
+        "format": plan.format_name,
         "table_bytes": plan.table_bytes,
         "plan": plan.summary(),
         "inputs": columns,
@@ -151,7 +152,10 @@ def _own_sample(run: Run, bundle: Bundle, split: str, rows: int, console: Consol
 
 def _show_plan(plan: EmbeddingPlan, console: Console) -> None:
     console.table("embedding plan", plan.summary())
-    console.note(f"table of {plan.rows:,} rows x {plan.width}, {bytes_text(plan.table_bytes)} with its index")
+    size = f"{plan.rows:,} rows x {plan.width} in {plan.format_name}, {bytes_text(plan.table_bytes)} with its index"
+    console.note(f"table of {size}")
+    if plan.step is not None:
+        console.note(f"all rows share the step {plan.step:.6g}")
 
 
 def _show_diagnostics(

@@ -53,7 +53,7 @@ def register(
     registry = Registry(config.tracking_uri)
     model_uri = registry.log_model(run_id, folder, bundle.pipeline.spec)
     tags = {"recsys.config_digest": state["config_digest"], "recsys.manifest_digest": state["store_digest"]}
-    tags["recsys.format"] = bundle.model.plan.format
+    tags["recsys.format"] = bundle.model.plan.format_name
     version = registry.register(model_uri, run_id, config.registered_model, config.tracking.alias, tags)
     uri = f"models:/{version.name}@{config.tracking.alias}"
     console.note(f"registered: {version.name} version {version.version}, {uri}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from features.validation import Strict
-from recsys.embeddings.formats import FormatName
+from recsys.embeddings.formats import SHARED_INT8, FormatName
 from recsys.embeddings.kernel import KernelName
 
 MOST_CHUNKS = 64
@@ -84,3 +84,10 @@ class EmbeddingConfig(Strict):
     """Rows start uniform in [-init_scale, init_scale]."""
     kernel: KernelName = "auto"
     """What computes lookups and updates; auto: the fastest on a CPU, which is numba."""
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _is_trained(cls, value: object) -> object:
+        if value == SHARED_INT8:
+            raise ValueError(f"a format that can be trained, such as int8; `recsys convert` makes {value} of the model")
+        return value

@@ -1,4 +1,4 @@
-"""How a row of the table is stored: fp32, bf16, fp16, or int8, int4 and int2 codes with a scale a row.
+"""How a row of the table is stored: fp32, bf16, fp16, or int8, int4 and int2 codes with a scale a row or one for all.
 
 A format turns fp32 rows into stored rows and back.  Rounding is to nearest, or stochastic: up or down with the
 probabilities that make the stored value right on average, so that steps far smaller than a code still add up
@@ -7,6 +7,7 @@ probabilities that make the stored value right on average, so that steps far sma
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -16,8 +17,10 @@ from recsys.hugepages import zeros
 
 FormatName = Literal["fp32", "bf16", "fp16", "int8", "int4", "int2"]
 
+SHARED_INT8 = "int8-table"
+"""What int8 rows that share one step are called."""
 SCALE_BYTES = 2
-"""An integer row ends with its scale in bf16."""
+"""An integer row ends with its scale in bf16, unless all rows share one step."""
 HEADROOM = 1.125
 """A scale that has to grow grows this much further than it must."""
 BEST_STEP = {4: 0.3352, 2: 0.9957}
@@ -36,11 +39,16 @@ class RowFormat:
 
     A float row is a row of a [rows, width] tensor of that dtype.  An integer row is bytes: codes, the first in the
     lowest bits, then the scale in bf16; code c of b bits stands for `(c - (2**b - 1) / 2) * scale`, so that the levels
-    lie symmetrically around 0.
+    lie symmetrically around 0.  Where all int8 rows share a step, a row is its codes alone and c stands for
+    `(c - 128) * step`: 0 is a level, since a row of zeros has no scale of its own to say so.
 
     Args:
         name: fp32, bf16, fp16, int8, int4 or int2.
         width: values in a row, D.
+        step: of int8, the distance between levels in all rows; None for a scale a row.
+
+    Raises:
+        ValueError: the step is not positive and finite, or the format has none.
 
     >>> RowFormat("int4", 16).row_bytes, RowFormat("fp32", 16).row_bytes
     (10, 64)
@@ -49,17 +57,28 @@ class RowFormat:
     [[15, 72, 77, 62]]
     >>> f.decode(f.encode(torch.tensor([[1.5, -1.5, 0.1, -0.7]]))).round(decimals=1).tolist()
     [[1.5, -1.5, 0.10000000149011612, -0.699999988079071]]
+    >>> RowFormat("int8", 4, step=0.5).encode(torch.tensor([[1.5, 0.0, 0.3, -9.0]])).tolist()
+    [[131, 128, 129, 110]]
     """
 
-    def __init__(self, name: FormatName, width: int) -> None:
+    def __init__(self, name: FormatName, width: int, step: float | None = None) -> None:
         self.name: FormatName = name
         self.width = width
+        self.step = step
         self.bits = _BITS[name]
         self.is_integer = name.startswith("int")
         self.code_bytes = -(-width * self.bits // 8)
-        self.row_bytes = self.code_bytes + (SCALE_BYTES if self.is_integer else 0)
+        self.row_bytes = self.code_bytes + (SCALE_BYTES if self.is_integer and step is None else 0)
         self.half = (2**self.bits - 1) / 2
         """Half the range of codes: the largest value of a row in units of its scale."""
+        self.zero = self.half if step is None else 128
+        """The code that stands for 0, of a scale a row one between two codes."""
+        if step is not None and not (name == "int8" and 0 < step < math.inf):
+            raise ValueError(f"rows in {name} cannot share the step {step}")
+
+    def same_as(self, other: RowFormat) -> bool:
+        """Whether equal bytes stand for equal rows in both."""
+        return (self.name, self.width, self.step) == (other.name, other.width, other.step)
 
     def empty(self, rows: int) -> Tensor:
         """Zeroed storage of so many rows: [rows, D] of a float dtype, or [rows, row_bytes] uint8."""
@@ -71,7 +90,7 @@ class RowFormat:
         """Stored rows [n, ...] -> values [n, D] fp32."""
         if not self.is_integer:
             return stored.to(torch.float32)
-        return (self._codes(stored) - self.half) * self._scales(stored)
+        return (self._codes(stored) - self.zero) * (self._scales(stored) if self.step is None else self.step)
 
     def encode(self, values: Tensor, noise: Tensor | None = None, previous: Tensor | None = None) -> Tensor:
         """Values [n, D] fp32 -> stored rows [n, ...].
@@ -81,6 +100,7 @@ class RowFormat:
             noise: [n, D] in [0, 1) for stochastic rounding, under a scale that holds every value. Without, values are
                 rounded to nearest, and those of an int4 or int2 row that lie far out are held at the last level, where
                 that makes the whole row more exact. Rows that were rounded to nearest before are stored as they were.
+                Under a shared step, values beyond the outermost levels are held there.
             previous: with noise, the rows' last stored form; an integer row keeps its scale while that serves, because
                 a value that stays on its grid is not rounded again.
         """
@@ -88,6 +108,8 @@ class RowFormat:
             return values.clone()
         if not self.is_integer:
             return self._encode_float(values, noise)
+        if self.step is not None:
+            return self._pack(self._codes_of(values, torch.tensor(self.step), 0.5 if noise is None else noise))
         return self._pack(*self._quantise(values, noise, previous))
 
     def round(self, values: Tensor) -> Tensor:
@@ -139,13 +161,13 @@ class RowFormat:
 
     def _codes_of(self, values: Tensor, scale: Tensor, noise: Tensor | float) -> Tensor:
         inverse = torch.where(scale > 0, 1 / scale, 0)
-        codes = (values * inverse + self.half + noise).floor_().clamp_(0, 2 * self.half)
+        codes = (values * inverse + self.zero + noise).floor_().clamp_(0, 2 * self.half)
         return codes.to(torch.uint8)
 
     def _squared_error(self, values: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         return (values - (codes.to(torch.float32) - self.half) * scale).double().square().sum(1, keepdim=True)
 
-    def _pack(self, codes: Tensor, scale: Tensor) -> Tensor:
+    def _pack(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
         per_byte = 8 // self.bits
         if per_byte > 1:
             padded = codes.new_zeros(len(codes), self.code_bytes * per_byte)
@@ -154,7 +176,7 @@ class RowFormat:
             codes = parts[:, :, 0].clone()
             for k in range(1, per_byte):
                 codes |= parts[:, :, k] << (k * self.bits)
-        return torch.cat([codes, scale.to(torch.bfloat16).view(torch.uint8)], 1)
+        return codes if scale is None else torch.cat([codes, scale.to(torch.bfloat16).view(torch.uint8)], 1)
 
     def _codes(self, stored: Tensor) -> Tensor:
         codes = stored[:, : self.code_bytes]
@@ -172,6 +194,16 @@ class RowFormat:
             .view(torch.bfloat16)
             .to(torch.float32)
         )
+
+
+def shared_step(largest: float) -> float:
+    """The smallest step, exact in fp32, under which int8 rows hold values up to this size; 1 where all are zeros.
+
+    >>> shared_step(12.7) == float(torch.tensor(0.1)), shared_step(0.0)
+    (True, 1.0)
+    """
+    step = float(torch.tensor(largest / 127))
+    return step if step >= torch.finfo(torch.float32).tiny else 1.0
 
 
 def rounding_noise(rows: Tensor, width: int, step: int) -> Tensor:

@@ -22,7 +22,12 @@ KernelName = Literal["auto", "torch", "numba", "fbgemm"]
 
 
 def make_table(
-    rows: int, width: int, optimizer: TableOptimizer, kernel: KernelName = "auto", format: FormatName = "fp32"
+    rows: int,
+    width: int,
+    optimizer: TableOptimizer,
+    kernel: KernelName = "auto",
+    format: FormatName = "fp32",
+    step: float | None = None,
 ) -> Table:
     """The table on the kernel asked for.
 
@@ -51,8 +56,8 @@ def make_table(
         if kernel == "numba":
             from recsys.embeddings.numba_table import NumbaTable
 
-            return NumbaTable(rows, width, optimizer, format)
-        return TorchTable(rows, width, optimizer, format)
+            return NumbaTable(rows, width, optimizer, format, step)
+        return TorchTable(rows, width, optimizer, format, step)
     except (RuntimeError, MemoryError) as error:
         size = rows * RowFormat(format, width).row_bytes
         raise ConfigError(

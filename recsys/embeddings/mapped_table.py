@@ -20,10 +20,11 @@ class MappedTable(TorchTable):
         rows: number of rows, R.
         width: values a row, D.
         format: how a row is stored.
+        step: that all int8 rows share; None for a scale a row.
     """
 
-    def __init__(self, rows: int, width: int, format: FormatName = "fp32") -> None:
-        super().__init__(0, width, TableOptimizer("sgd"), format)
+    def __init__(self, rows: int, width: int, format: FormatName = "fp32", step: float | None = None) -> None:
+        super().__init__(0, width, TableOptimizer("sgd"), format, step)
         self.rows = rows
         with torch.device("meta"):  # its shape and type alone, until rows are given
             self.weight = self.format.empty(rows)

@@ -88,7 +88,7 @@ def gather(stored: Any, bits: Any, rows: Any, out: Any, workers: Any) -> None:
 
     Args:
         stored: [R, ...] rows in their format, as `typed` gives them.
-        bits: of a code.
+        bits: of a code; or the step that all rows share, as `bits_or_step` gives it.
         rows: [n] int32.
         out: [n, D] fp32, written.
         workers: parts the work is divided into.
@@ -336,7 +336,10 @@ def prefetch_row(base: Any, size: Any, row: Any) -> None:
 
 
 def decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> None:
-    """Reads one stored row into out[at]; the code depends on the dtype of `stored` and is chosen when compiling."""
+    """Reads one stored row into out[at]; the code depends on the dtype of `stored` and is chosen when compiling.
+
+    A float32 for `bits` is the step that all int8 rows share.
+    """
 
 
 @overload(decode, inline="always")
@@ -373,6 +376,12 @@ def _compile_decode(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: 
                 code = (np.uint32(stored[row, j >> np.uint64(2)]) >> shift) & np.uint32(3)
                 out[at, j] = (np.float32(code) - half) * scale
 
+    def int8_shared(stored: Any, bits: Any, row: Any, out: Any, at: Any, width: Any) -> None:
+        for j in range(width):
+            out[at, j] = (np.float32(np.uint8(stored[row, j])) - np.float32(128)) * bits
+
+    if bits == types.float32:
+        return int8_shared
     return _by_dtype(stored, fp32, bf16, fp16, int8, packed)
 
 

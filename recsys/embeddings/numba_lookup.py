@@ -158,7 +158,7 @@ def look_up(
 
     Args:
         stored: [R, ...] rows in their format, as `numba_table.typed` gives them.
-        bits: of a code.
+        bits: of a code; or the step that all rows share, as `numba_table.bits_or_step` gives it.
         width: D.
         singles: [L, 10] uint64, the lookups of single-valued features; a feature's chunks follow one another from 0.
         bags: [M, 10] uint64, those of bags, bag by bag; their column is the number of the bag.

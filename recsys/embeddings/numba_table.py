@@ -36,9 +36,16 @@ class NumbaTable(TorchTable):
 
     compiled = True
 
-    def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
-        super().__init__(rows, width, optimizer, format)
-        self._bits = np.uint64(self.format.bits)
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        optimizer: TableOptimizer,
+        format: FormatName = "fp32",
+        step: float | None = None,
+    ) -> None:
+        super().__init__(rows, width, optimizer, format, step)
+        self._bits = bits_or_step(self.format)
 
     def gather(self, rows: Tensor) -> Tensor:
         out = torch.empty(rows.numel(), self.width)
@@ -93,6 +100,11 @@ class NumbaTable(TorchTable):
         if state is None:
             return _NO_ROWS
         return (state if state.ndim == 2 else state.unsqueeze(1)).numpy()
+
+
+def bits_or_step(format: RowFormat) -> np.uint64 | np.float32:
+    """What the kernels must know of a format beside the dtype: the bits of a code, or the step that all rows share."""
+    return np.uint64(format.bits) if format.step is None else np.float32(format.step)
 
 
 def typed(stored: Tensor, format: RowFormat) -> np.ndarray:

@@ -18,7 +18,7 @@ from features.errors import ArtifactError, ConfigError, unknown_name
 from features.layout import Layout
 from recsys.embeddings.addressing import HASH_VERSION, NO_OWNER, WAYS, exact_key
 from recsys.embeddings.config import EmbeddingConfig
-from recsys.embeddings.formats import FormatName, RowFormat
+from recsys.embeddings.formats import SHARED_INT8, FormatName, RowFormat
 from recsys.embeddings.hot import most_frequent
 from recsys.embeddings.kept import WORD_BYTES, words_of
 
@@ -97,6 +97,8 @@ class EmbeddingPlan:
     """Single-valued features in layout order, then bags in layout order."""
     init_scale: float
     format: FormatName = "fp32"
+    step: float | None = None
+    """The step that all int8 rows share (a model converted for serving); None for a scale a row."""
     hash_seed: int = 0
     hash_version: int = HASH_VERSION
     key_bits: int = 32
@@ -136,8 +138,13 @@ class EmbeddingPlan:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a stored row, its scale included."""
-        return RowFormat(self.format, self.width).row_bytes
+        """Bytes of a stored row, its own scale included."""
+        return RowFormat(self.format, self.width, self.step).row_bytes
+
+    @property
+    def format_name(self) -> str:
+        """The format as `recsys convert` knows it: fp32 and so on, or int8-table where all rows share a step."""
+        return self.format if self.step is None else SHARED_INT8
 
     @property
     def hot_slots(self) -> int:
@@ -199,6 +206,7 @@ class EmbeddingPlan:
             "hot_half_life": self.hot_half_life,
             "hot_expire": self.hot_expire,
             "features": [asdict(f) for f in self.features],
+            **({"step": self.step} if self.step is not None else {}),
             **({"pruned": asdict(self.pruned)} if self.pruned else {}),
         }
 
@@ -225,6 +233,7 @@ class EmbeddingPlan:
             features,
             data["init_scale"],
             data["format"],
+            data.get("step"),
             data["hash_seed"],
             key_bits=data["key_bits"],
             hot_half_life=data["hot_half_life"],

@@ -53,6 +53,7 @@ class Table(nn.Module, ABC):
         width: values a row, D.
         optimizer: how `step` updates.
         format: how a row is stored.
+        step: that all int8 rows share, for reading alone; None for a scale a row.
     """
 
     clips = True
@@ -60,12 +61,19 @@ class Table(nn.Module, ABC):
     compiled = False
     """Whether it runs on kernels compiled by numba; addressing then does, too."""
 
-    def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        optimizer: TableOptimizer,
+        format: FormatName = "fp32",
+        step: float | None = None,
+    ) -> None:
         super().__init__()
         self.rows = rows
         self.width = width
         self.optimizer = optimizer
-        self.format = RowFormat(format, width)
+        self.format = RowFormat(format, width, step)
         self.average: RowAverage | None = None
 
     @abstractmethod

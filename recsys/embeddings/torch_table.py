@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from features.errors import ConfigError
 from recsys.embeddings.formats import FormatName, rounding_noise
 from recsys.embeddings.table import Table, TableOptimizer
 from recsys.hugepages import zeros
@@ -32,8 +33,15 @@ class TorchTable(Table):
     weight: Tensor
     """[R, ...] rows in their format, or [R, D] fp32 with a master copy."""
 
-    def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
-        super().__init__(rows, width, optimizer, format)
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        optimizer: TableOptimizer,
+        format: FormatName = "fp32",
+        step: float | None = None,
+    ) -> None:
+        super().__init__(rows, width, optimizer, format, step)
         # autograd calls back only for an input that wants a gradient; this one has no elements
         self.anchor = nn.Parameter(torch.zeros(0))
         self.rounds = optimizer.master and format != "fp32"
@@ -54,6 +62,14 @@ class TorchTable(Table):
 
     def forward(self, rows: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.training:
+            if self.format.step is not None:
+                raise ConfigError(
+                    "a table whose rows share one step is for serving: its levels could not follow growing values",
+                    field="format",
+                    found=f"{self.format.name}, a step of {self.format.step:.6g} for all rows",
+                    expected="a format with a scale a row, or a float one",
+                    mend="train the model it was converted from, or one that starts from this (train.warm_start)",
+                )
             out: Tensor = _Lookup.apply(self.anchor, rows, self)
             return out
         return self.gather(rows)

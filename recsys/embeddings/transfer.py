@@ -157,7 +157,7 @@ def carry_rows(row_map: RowMap, old: Table, new: Table) -> tuple[int, int]:
         number = torch.bincount(place, minlength=size)
         filled = number.nonzero().flatten()
         new.assign(filled + start, values[filled])
-        if old.format.name == new.format.name and not old.optimizer.master and not new.optimizer.master:
+        if old.format.same_as(new.format) and not old.optimizer.master and not new.optimizer.master:
             # not by way of values, which would round the row once more
             alone = number[place] == 1
             new.stored()[sources.new[alone]] = old.stored()[sources.old[alone]]

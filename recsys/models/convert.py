@@ -1,19 +1,24 @@
-"""A trained model with its rows in another format: the same plan and network, every row rounded to nearest."""
+"""A trained model with its rows in another format: the same plan and network, every row rounded to nearest.
+
+It is for serving, where all int8 rows of a table may share one step: `int8-table`.
+"""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from features.errors import ConfigError, did_you_mean
-from recsys.embeddings.formats import FormatName
+from recsys.embeddings.formats import SHARED_INT8, FormatName, shared_step
 from recsys.models.ctr import CTRModel
 
 FORMATS: tuple[FormatName, ...] = typing.get_args(FormatName)
+SERVED_FORMATS = (*FORMATS, SHARED_INT8)
+"""Formats that a model can be served in; one with int8 rows of a shared step is not trained."""
 _ROWS_AT_ONCE = 1 << 18
 
 
@@ -23,18 +28,24 @@ def convert(model: CTRModel, format: str) -> CTRModel:
 
     Args:
         model: left as it is.
-        format: fp32, bf16, fp16, int8, int4 or int2.
+        format: fp32, bf16, fp16, int8, int4, int2, or int8-table.
 
     Raises:
         ConfigError: there is no such format, or the model has it already.
     """
-    name = check_format(format)
-    if name == model.plan.format:
+    check_served_format(format)
+    if format == model.plan.format_name:
         raise ConfigError(
             "the model's rows are in this format already", field="format", found=format, mend="choose another one"
         )
-    converted = CTRModel(model.layout, replace(model.plan, format=name), model.config, kernel="torch")
-    old, new = model.embedding.table, converted.embedding.table
+    old = model.embedding.table
+    if format == SHARED_INT8:
+        largest = max((float(old.values(rows).abs().max()) for rows in _pieces(old.rows)), default=0.0)
+        plan = replace(model.plan, format="int8", step=shared_step(largest))
+    else:
+        plan = replace(model.plan, format=check_format(format), step=None)
+    converted = CTRModel(model.layout, plan, model.config, kernel="torch")
+    new = converted.embedding.table
     for rows in _pieces(old.rows):
         new.assign(rows, old.values(rows))
     converted.load_tensors({**model.tensors(), "table": new.stored()})
@@ -65,12 +76,22 @@ def check_format(format: str) -> FormatName:
     for name in FORMATS:
         if name == format:
             return name
-    raise ConfigError(
+    raise _no_such(format, FORMATS)
+
+
+def check_served_format(format: str) -> None:
+    """Raises a ConfigError if there is no format of that name to convert a model to."""
+    if format not in SERVED_FORMATS:
+        raise _no_such(format, SERVED_FORMATS)
+
+
+def _no_such(format: str, known: Sequence[str]) -> ConfigError:
+    return ConfigError(
         "there is no such row format",
         field="format",
         found=format,
-        expected=", ".join(FORMATS),
-        mend=did_you_mean(format, FORMATS),
+        expected=", ".join(known),
+        mend=did_you_mean(format, known),
     )
 
 

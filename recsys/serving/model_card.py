@@ -60,7 +60,7 @@ def model_facts(model: CTRModel, pipeline: FeaturePipeline, calibration: Calibra
         "predicts": ", ".join(f"{output}, the probability of {label}" for output, label in outputs),
         "calibrated by": f"{calibration.method}, fitted on the validation split" if calibration else "nothing",
         "network": f"{config.interaction}, hidden layers {hidden}, {parameters:,} parameters in fp32",
-        "embedding table": f"{plan.kind}, {plan.rows:,} rows of {plan.width} values in {plan.format}",
+        "embedding table": f"{plan.kind}, {plan.rows:,} rows of {plan.width} values in {plan.format_name}",
         "bytes of the table and its indices": f"{plan.table_bytes:,}",
         "lookups an example": f"{plan.lookups:,}",
         "feature spec": f"sha256 {pipeline.spec.digest()}",

@@ -12,7 +12,7 @@ from features.errors import ArtifactError, DataError
 from recsys.embeddings import numba_lookup as kernel
 from recsys.embeddings.addressing import COLUMN, TOLD, WAYS, Addresser
 from recsys.embeddings.kept import KeptRows, words_of
-from recsys.embeddings.numba_table import typed
+from recsys.embeddings.numba_table import bits_or_step, typed
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.models.ctr import CTRModel
 
@@ -38,7 +38,7 @@ class NetworkInputs:
         kept = embedding.kept
         self._fixed = (
             typed(embedding.table.stored(), embedding.table.format),
-            np.uint64(embedding.table.format.bits),
+            bits_or_step(embedding.table.format),
             np.uint64(plan.width),
             embedding.address.lookups,
             np.concatenate([*bags, np.empty((0, TOLD), np.uint64)]),

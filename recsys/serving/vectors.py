@@ -183,7 +183,7 @@ def describe(
         "fingerprint_version": FINGERPRINT_VERSION,
         "hash_version": plan.hash_version,
         "hash_seed": plan.hash_seed,
-        "format": plan.format,
+        "format": plan.format_name,
         "dtype": dtype,
         "width": sum(part.width for part in parts),
         "table_width": plan.width,

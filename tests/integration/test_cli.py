@@ -406,6 +406,33 @@ def test_convert_a_registered_model_with_and_without_raw_rows(
     assert "name DATA" in alone.err
 
 
+def test_convert_to_rows_that_share_a_step(in_trained: Any, recsys: Callable[..., Any], tmp_path: Path) -> None:
+    run, out = in_trained.folder / "work" / "small" / "runs" / "0001", tmp_path / "small"
+    outcome = recsys("convert", run, "--format", "int8-table", "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    result = outcome.json
+    plan = Scorer.load(out).bundle.model.plan
+    assert (result["to"], result["step"]) == ("int8-table", plan.step)
+    assert result["old_table_bytes"] - result["table_bytes"] == plan.rows * (4 * 4 - 4)
+    assert f"all rows share the step {plan.step:.6g}" in outcome.err
+    assert 0 < result["rounding_error"] < 0.05
+    shown = recsys("inspect", out, "--json")
+    assert shown.code == 0, shown.err
+    assert shown.json["format"] == "int8-table"
+    assert f"{plan.rows:,} rows x 4 in int8-table" in shown.err
+    again = recsys("convert", out, "--format", "int4", "--json")
+    assert again.code == 0, again.err
+    assert (again.json["from"], again.json["to"], again.json["step"]) == ("int8-table", "int4", None)
+    assert again.json["bundle"] == str(tmp_path / "small-int4")
+
+
+def test_training_in_rows_that_share_a_step_is_refused(in_trained: Any, recsys: Callable[..., Any]) -> None:
+    outcome = recsys("train", in_trained.config, "embedding.format=int8-table", "--json")
+    assert outcome.code == 2
+    assert "embedding.format" in outcome.err
+    assert "a format that can be trained, such as int8; `recsys convert` makes int8-table of the model" in outcome.err
+
+
 def test_convert_refuses_and_leaves_nothing(in_trained: Any, recsys: Callable[..., Any], tmp_path: Path) -> None:
     run = in_trained.folder / "work" / "small" / "runs" / "0001"
     (tmp_path / "there").mkdir()

@@ -110,7 +110,7 @@ class ServedModel:
             "run_id": self.announcement.run_id,
             "inputs": self.types,
             "outputs": self.outputs,
-            "format": plan.format,
+            "format": plan.format_name,
             "table_bytes": plan.table_bytes,
             "metrics": {k: v for k, v in bundle.description["metrics"].items() if isinstance(v, int | float)},
             "promotion": self.announcement.promotion,

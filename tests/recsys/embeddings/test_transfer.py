@@ -16,6 +16,7 @@ from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, MultiplexedEmbedding, TableOptimizer, plan_embedding, transfer
 from recsys.embeddings.kernel import KernelName, is_installed
 from recsys.embeddings.plan import IdCounts
+from recsys.embeddings.torch_table import TorchTable
 from recsys.embeddings.transfer import RowMap, carry_rows, keep_owners, overlaps
 
 SIZES = {"user": 60, "item": 25, "city": 4}
@@ -175,6 +176,17 @@ def test_rows_change_their_format_on_the_way(was: str, now: str) -> None:
     old, new = build(counts, seed=1, format=was), build(counts, seed=2, format=now)
     carry_rows(RowMap(old, new, counts), old.table, new.table)
     assert torch.equal(new.table.values(), new.table.format.round(old.table.values()))
+
+
+@pytest.mark.parametrize("now", ["fp32", "int8"])
+def test_rows_of_a_shared_step_are_carried_into_ones_with_a_scale(now: str) -> None:
+    counts = counts_of()
+    old, new = (build(counts, seed=seed, format=form) for seed, form in ((1, "fp32"), (2, now)))
+    shared = TorchTable(old.plan.rows, 4, TableOptimizer("sgd"), "int8", step=0.0005)
+    shared.assign(None, old.table.values())
+    carry_rows(RowMap(old, new, counts), shared, new.table)
+    assert torch.equal(new.table.values(), new.table.format.round(shared.values()))
+    assert (new.table.values() - old.table.values()).abs().max() < 0.0005
 
 
 def hot(counts: IdCounts, seed: int = 1, slots: int = 8, start: str = "counts", **config: Any) -> MultiplexedEmbedding:

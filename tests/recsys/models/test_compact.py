@@ -95,6 +95,15 @@ def test_a_compact_model_predicts_as_the_one_with_zeros_in_it(config: dict[str, 
 
 
 @pytest.mark.parametrize("config", ARMS, ids=str)
+def test_rows_of_a_shared_step_are_left_out_too(config: dict[str, Any]) -> None:
+    model = convert(build(**config), "int8-table")
+    kept = some_rows(model.plan)
+    small = compact(model, kept)
+    assert small.plan.step == model.plan.step
+    assert torch.equal(small.logits(batch()), zeroed(model, kept).logits(batch()))
+
+
+@pytest.mark.parametrize("config", ARMS, ids=str)
 def test_what_is_written_is_what_is_counted(config: dict[str, Any], tmp_path: Path) -> None:
     model = build(width=16, rows=2000, **{k: v for k, v in config.items() if k != "chunks"})
     small = compact(model, some_rows(model.plan))

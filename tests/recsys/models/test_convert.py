@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from features.errors import ConfigError
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.formats import FormatName, RowFormat
+from recsys.embeddings.plan import EmbeddingPlan
 from recsys.models import CTRModel, ModelConfig
 from recsys.models.convert import FORMATS, convert, rounding_error
 
@@ -68,14 +71,45 @@ def test_fp32_keeps_every_prediction(name: FormatName) -> None:
     assert rounding_error(model, converted) == 0
 
 
-def test_a_model_without_lookups_is_converted_too() -> None:
-    converted = convert(build(chunks=0), "int4")
+@pytest.mark.parametrize("name", ["int4", "int8-table"])
+def test_a_model_without_lookups_is_converted_too(name: str) -> None:
+    converted = convert(build(chunks=0), name)
     assert converted.plan.rows == 0
     assert torch.isfinite(converted.logits(batch())).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_int8_rows_share_a_step_that_holds_the_largest_value(name: FormatName) -> None:
+    model = build(name)
+    values = model.embedding.table.values().clone()
+    converted = convert(model, "int8-table")
+    plan, table = converted.plan, converted.embedding.table
+    assert plan.step == pytest.approx(float(values.abs().max()) / 127, rel=1e-6)
+    assert (table.values() - values).abs().max() <= plan.step * 0.5001
+    assert table.stored().shape == (plan.rows, 6)
+    assert (plan.format, plan.format_name) == ("int8", "int8-table")
+    assert plan.to_json() == {**model.plan.to_json(), "format": "int8", "step": plan.step}
+    assert EmbeddingPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    tensors = {key: tensor for key, tensor in converted.tensors().items() if not key.startswith("network.")}
+    assert plan.table_bytes == sum(t.numel() * t.element_size() for t in tensors.values())
+    assert all(torch.equal(tensor, model.tensors()[key]) for key, tensor in tensors.items() if key != "table")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_from_a_shared_step_every_format_is_reached(name: FormatName) -> None:
+    shared = convert(build(), "int8-table")
+    back = convert(shared, name)
+    assert back.plan.step is None
+    assert "step" not in back.plan.to_json()
+    assert torch.equal(back.embedding.table.stored(), RowFormat(name, 6).encode(shared.embedding.table.values()))
+    if name == "fp32":
+        assert torch.equal(back.logits(batch()), shared.logits(batch()))
+    with pytest.raises(ConfigError, match="in this format already"):
+        convert(shared, "int8-table")
 
 
 def test_formats_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="in this format already"):
         convert(build("bf16"), "bf16")
-    with pytest.raises(ConfigError, match="did you mean 'int8'"):
+    with pytest.raises(ConfigError, match=r"Expected: fp32.*, int8-table.*did you mean 'int8'"):
         convert(build(), "int-8")

@@ -20,6 +20,7 @@ from features.spec import FeatureSpec
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig
+from recsys.models.convert import convert
 from recsys.serving.bundle import load_bundle, save_bundle
 from recsys.serving.calibration import Calibration, Steps
 from recsys.serving.scorer import Scorer
@@ -75,6 +76,39 @@ def test_equal_models_give_equal_files(bundle: tuple[Path, CTRModel, FeaturePipe
     names = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file())
     assert all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_a_bundle_whose_rows_share_a_step(bundle: tuple[Path, CTRModel, FeaturePipeline], tmp_path: Path) -> None:
+    folder, model, pipeline = bundle
+    assert '"step"' not in (folder / "bundle.json").read_text()  # so that bundles of a scale a row stay as they were
+    shared = convert(model, "int8-table")
+    small = save_bundle(tmp_path / "small", model=shared, pipeline=pipeline)
+    scorer = Scorer.load(small)
+    plain = convert(shared, "fp32").logits(pipeline.encode_frame(FRAME)).double().sigmoid().detach().numpy()
+    np.testing.assert_allclose(scorer.score(FRAME), plain, rtol=1e-6)
+    np.testing.assert_allclose(scorer.score(ROWS), plain, rtol=1e-6)
+    assert scorer.bundle.model.plan == shared.plan
+    assert torch.equal(scorer.bundle.model.embedding.table.stored(), shared.embedding.table.stored())
+    assert "int8-table" in (small / "model_card.md").read_text()
+    sizes = [(place / "weights.safetensors").stat().st_size for place in (folder, small)]
+    assert sizes[0] - sizes[1] == pytest.approx(model.plan.table_bytes - shared.plan.table_bytes, abs=32)
+    # and written again it is the same
+    again = save_bundle(tmp_path / "again", model=scorer.bundle.model, pipeline=pipeline)
+    assert (again / "bundle.json").read_bytes() == (small / "bundle.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 0.0}, {"step": "0.1"}, {"step": 1e999}, {"format": "int4"}, {"step": None}]
+)
+def test_a_step_that_makes_no_sense_is_refused(
+    bundle: tuple[Path, CTRModel, FeaturePipeline], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    small = save_bundle(tmp_path / "small", model=convert(bundle[1], "int8-table"), pipeline=bundle[2])
+    description = json.loads((small / "bundle.json").read_text())
+    description["plan"].update(change)
+    (small / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(ArtifactError):
+        Scorer.load(small)
 
 
 def test_a_row_that_lacks_a_column_is_refused(bundle: tuple[Path, CTRModel, FeaturePipeline]) -> None:

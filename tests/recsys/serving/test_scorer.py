@@ -22,6 +22,7 @@ from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.addressing import exact_key
 from recsys.models import CTRModel, ModelConfig
 from recsys.models.compact import compact
+from recsys.models.convert import convert
 from recsys.serving.bundle import save_bundle
 from recsys.serving.calibration import Calibration, Line, Steps
 from recsys.serving.network_inputs import NetworkInputs
@@ -92,6 +93,13 @@ def test_the_lookup_is_the_models_own(region: str) -> None:
 def test_the_lookup_reads_every_format(format: str) -> None:
     model = model_of(exact=EXACT, format=format, width=5)
     assert torch.equal(NetworkInputs(model)(batch(ROWS)), model.inputs_of(batch(ROWS)))
+
+
+@pytest.mark.parametrize("region", ["hot", "pruned"])
+def test_the_lookup_reads_rows_that_share_a_step(region: str) -> None:
+    model = convert(model_of(**REGIONS[region]), "int8-table")
+    assert torch.equal(NetworkInputs(model)(batch(ROWS)), model.inputs_of(batch(ROWS)))
+    assert torch.equal(NetworkInputs(model)(batch(ROWS)), convert(model, "fp32").inputs_of(batch(ROWS)))
 
 
 def test_ids_with_rows_of_their_own_are_found() -> None:
