@@ -11,12 +11,12 @@ from typing import Any
 from benchmarks.harness import Bar, Settings, child
 from benchmarks.serving_model import ASKED, fit, write_bundles
 
-FORMATS_TIMED = ("fp32", "int8", "int4")
+FORMATS_TIMED = ("fp32", "int8", "int8-table", "int4")
 TURNS, CALLS = 3, 4000
 
 
 def measure_in_process(settings: Settings) -> tuple[list[Bar], dict[str, Any]]:
-    """Time from a raw row to a probability, its parts, and the same in int8 and int4."""
+    """Time from a raw row to a probability, its parts, and the same in int8, int8-table and int4."""
     calls, turns = (1000, 1) if settings.quick else (CALLS, TURNS)
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in FORMATS_TIMED}
     with tempfile.TemporaryDirectory() as folder:
