@@ -564,6 +564,35 @@ def convert(
 
 
 @app.command()
+def program(
+    model: AnyModel,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; nothing is there.")],
+    as_json: Json = False,
+    aot: Annotated[bool, typer.Option("--aot", help="Compile it for this processor too (needs g++).")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="Rows to hold program and model against each other on: prepared data, or raw rows with labels.",
+        ),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    workspace: Workspace = Path("work"),
+) -> None:
+    """Write a trained model as a torch.export program, which runs without this package.
+
+    `recsys program work/synthetic/runs/0001 program`
+
+    `recsys program models:/synthetic@champion program --aot --data events.parquet`
+    """
+    with _job(as_json) as job:
+        from pipelines import program as jobs
+
+        uri = _tracking_uri(tracking_uri, workspace)
+        job.result = jobs.program(model, out, job.console, tracking_uri=uri, data=data, aot=aot)
+
+
+@app.command()
 def prune(
     model: AnyModel,
     keep: Annotated[float, typer.Option("--keep", help="Share of the rows to keep, such as 0.5.")],

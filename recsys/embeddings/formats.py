@@ -184,7 +184,7 @@ class RowFormat:
         if per_byte > 1:
             mask = 2**self.bits - 1
             codes = torch.stack([(codes >> (k * self.bits)) & mask for k in range(per_byte)], 2)
-            codes = codes.view(len(stored), self.code_bytes * per_byte)[:, : self.width]
+            codes = codes.flatten(1)[:, : self.width]
         return codes.to(torch.float32)
 
     def _scales(self, stored: Tensor) -> Tensor:

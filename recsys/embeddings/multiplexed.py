@@ -210,10 +210,10 @@ class _SegmentSum(torch.autograd.Function):
     def forward(ctx, vectors: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(lengths)
         if not vectors.shape[1]:
-            return vectors.new_empty(len(lengths), 0)  # a dropped bag, which `embedding_bag` would not take
-        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
+            return vectors.new_empty(lengths.shape[0], 0)  # a dropped bag, which `embedding_bag` would not take
+        offsets = torch.zeros(lengths.shape[0] + 1, dtype=torch.int64, device=lengths.device)
         torch.cumsum(lengths, 0, out=offsets[1:])
-        index = torch.arange(len(vectors), device=lengths.device)
+        index = torch.arange(vectors.shape[0], device=lengths.device)
         return F.embedding_bag(index, vectors, offsets, mode="sum", include_last_offset=True)
 
     @staticmethod
