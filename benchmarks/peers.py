@@ -71,6 +71,23 @@ OBP = Peer(
     script="obp_estimators.py",
 )
 
+METRICS = Peer(
+    name="metrics",
+    # TorchRec asks for the CUDA package of FBGEMM and a torchmetrics of 2023; its functions need neither.
+    requirements=(
+        "torch==2.13.0",
+        "fbgemm-gpu-cpu==1.8.0",
+        "numpy==2.4.6",
+        "pyre-extensions==0.0.32",
+        "scikit-learn==1.9.1",
+        "tensordict==0.15.3",
+        "torchmetrics==1.9.0",
+        "tqdm==4.70.1",
+    ),
+    bare=("torchrec==1.8.0",),
+    script="metric_values.py",
+)
+
 
 def cache_folder() -> Path:
     """Where the environments are: RECSYS_PEERS, or a folder of the user's cache."""

@@ -23,7 +23,7 @@ from features.validation import validate
 from pipelines.config import parse_override
 from pipelines.console import Console
 from pipelines.logs import LogReader
-from pipelines.monitor_page import count_rows, monitor_page
+from pipelines.monitor_page import count_rows, monitor_page, split_line
 from pipelines.workspace import write_bytes
 from recsys.evaluation.online import LABEL_LOG, Monitor, OnlineConfig, Reference
 from recsys.evaluation.online.clock import START
@@ -38,6 +38,7 @@ SHOWN_WINDOWS = 12
 ANYTIME_TITLE = "logloss less the champion's, over all windows; may be looked at at any time"
 SERIES = (*METRICS, "ece", "psi", "rows", "labelled")
 """What MLflow is told of every window."""
+ARMS_TITLE = "split traffic: {model} {version} and its champion {champion}, over the windows in which both answered"
 _MEND = "begin anew with another --out"
 
 
@@ -74,7 +75,7 @@ class MonitorJob:
         self.monitor = Monitor(config, None if reference is None else _reference(reference))
         self._registry, self._experiment = registry, experiment
         self.run_id: str | None = None
-        self._told = 0
+        self._told = {"windows": 0, "looks": 0}
         self.resumed = (out / STATE / "state.json").is_file()
         if self.resumed:
             self._restore()
@@ -150,11 +151,13 @@ class MonitorJob:
             config = self.monitor.config.model_dump(mode="json")
             self.run_id = self._registry.start_run(self._experiment, f"monitor {self.out.name}")
             self._registry.log_params(self.run_id, config)
-            self._told = 0
-        rows = series(self.monitor.windows[self._told :], self.monitor.alarms, self.monitor.config.window)
+            self._told = dict.fromkeys(self._told, 0)
+        watched, length = self.monitor, self.monitor.config.window
+        rows = series(watched.windows[self._told["windows"] :], watched.alarms, length)
+        rows += look_series(watched.looks[self._told["looks"] :], length)
         if rows:
             self._registry.log_metrics(self.run_id, rows)
-        self._told = len(self.monitor.windows)
+        self._told = {"windows": len(watched.windows), "looks": len(watched.looks)}
 
 
 def monitor(
@@ -242,12 +245,31 @@ def series(
     """What MLflow is told of windows: (ROLE/MODEL/VERSION/METRIC, value, number of the window since 1970)."""
     rows: list[tuple[str, float, int]] = []
     for row in windows:
-        step = microseconds_of(row["window"]) // length_of(length)
         here = [alarm for alarm in alarms if all(alarm[name] == row[name] for name in ("window", *STREAM))]
-        head = "/".join(re.sub(r"[^\w. -]", "_", str(row[name])) for name in STREAM)
-        values = {**{name: row[name] for name in SERIES}, "alarms": len(here)}
-        rows += [(f"{head}/{name}", value, step) for name, value in values.items() if value is not None]
+        rows += _points(row, {**{name: row[name] for name in SERIES}, "alarms": len(here)}, length)
     return rows
+
+
+def look_series(looks: Sequence[Mapping[str, Any]], length: str) -> list[tuple[str, float, int]]:
+    """What MLflow is told of differences that may be looked at at any time: mean, low and high, after each window.
+
+    >>> look = {"role": "shadow", "model": "m", "version": "2", "of": "logloss", "mean": -0.1, "low": -0.2, "high": 0.0}
+    >>> look_series([{**look, "window": "1970-01-01 02:00:00"}], "1h")[1]
+    ('shadow/m/2/logloss_less_champion_low', -0.2, 2)
+    """
+    rows: list[tuple[str, float, int]] = []
+    for look in looks:
+        name = f"{look['of']}_less_champion"
+        values = {name: look["mean"], f"{name}_low": look["low"], f"{name}_high": look["high"]}
+        rows += _points(look, values, length)
+    return rows
+
+
+def _points(row: Mapping[str, Any], values: Mapping[str, Any], length: str) -> list[tuple[str, float, int]]:
+    """The values of a window of a model that there are."""
+    step = microseconds_of(row["window"]) // length_of(length)
+    head = "/".join(re.sub(r"[^\w. -]", "_", str(row[name])) for name in STREAM)
+    return [(f"{head}/{name}", value, step) for name, value in values.items() if value is not None]
 
 
 def _found(job: MonitorJob, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,6 +312,7 @@ def _view(result: Mapping[str, Any], trouble: str | None) -> Group:
     for title, rows in (
         ("in total", _brief(result["totals"])),
         (ANYTIME_TITLE, result["anytime"]),
+        *((_arms_title(row), row["arms"]) for row in result["split"]),
         ("windows", _brief(result["windows"][-SHOWN_WINDOWS:])),
         ("alarms", result["alarms"][-SHOWN_WINDOWS:]),
     ):
@@ -300,6 +323,7 @@ def _view(result: Mapping[str, Any], trouble: str | None) -> Group:
             for row in rows:
                 table.add_row(*(cell_text(value) for value in row.values()))
             parts.append(table)
+    parts += [Text(split_line(row), style="bold") for row in result["split"]]
     return Group(*parts)
 
 
@@ -308,11 +332,18 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     console.table("in total", _brief(result["totals"]))
     console.table(f"the last of {len(result['windows']):,} windows", _brief(result["windows"][-SHOWN_WINDOWS:]))
     console.table(ANYTIME_TITLE, result["anytime"])
+    for row in result["split"]:
+        console.table(_arms_title(row), row["arms"])
+        console.note(split_line(row))
     console.table(
         "less the champion, window by window; each for one look alone", result["differences"][-SHOWN_WINDOWS:]
     )
     console.table("alarms", result["alarms"][-SHOWN_WINDOWS:])
     console.table("rows of the logs", count_rows(result))
+
+
+def _arms_title(row: Mapping[str, Any]) -> str:
+    return ARMS_TITLE.format_map(row)
 
 
 def _brief(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recsys.evaluation.online.logs import STREAM
-from recsys.evaluation.online.plots import stream_name, window_pictures
+from recsys.evaluation.online.plots import look_pictures, stream_name, window_pictures
 from recsys.evaluation.report import Figure, Section, cell_text, interval_text, render_report
 
 LAST_WINDOWS = 100
@@ -15,6 +15,13 @@ ANYTIME = (
     "The logloss of a model less the champion's on all requests that both scored: below 0 the model is better. The "
     "interval holds at all looks together (95 %), so you may stop as soon as there is a verdict. since: the window in "
     "which it could first be given."
+)
+
+SPLIT = (
+    "Requests were dealt to the two arms at random. label rate: the share of an arm's requests to which a label of 1 "
+    "came; the other metrics are of its rows. The interval of the difference holds at all looks together (95 %), so "
+    "you may stop as soon as a difference is claimed. A window is tested once the next one is final and both answered "
+    "in it, too."
 )
 
 
@@ -47,6 +54,19 @@ def count_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             rows.append({"log": log, "what": what, "rows": count, "share": count / max(result[log]["read"], 1)})
         rows.append({"log": log, "what": "waiting", "rows": result["waiting"][log], "share": None})
     return rows
+
+
+def split_line(row: Mapping[str, Any]) -> str:
+    """What may be said of split traffic, in one sentence with its figures.
+
+    Args:
+        row: Of `Monitor.split`.
+    """
+    if row["label_rate"] is None:
+        return f"{row['said']}."
+    difference = interval_text({"value": row["label_rate"], "low": row["low"], "high": row["high"]})
+    since = "" if row["since"] is None else f", since {_minute(row['since'])}"
+    return f"{row['said']}{since}. Label rate less the champion's: {difference}, {row['requests']:,} requests."
 
 
 def _headline(result: Mapping[str, Any]) -> list[Figure]:
@@ -83,7 +103,12 @@ def _sections(result: Mapping[str, Any], windows: Any, alarms: Any) -> list[Sect
     ]
     if result["differences"]:
         sections += [
-            Section("Less the champion, at any time", ANYTIME, [_verdict(row) for row in result["anytime"]]),
+            Section(
+                "Less the champion, at any time",
+                ANYTIME,
+                [_verdict(row) for row in result["anytime"]],
+                look_pictures(result["looks"], "logloss"),
+            ),
             Section(
                 "Less the champion, window by window",
                 "95 % intervals for one look at one window: to decide by them again and again is to find differences "
@@ -91,6 +116,16 @@ def _sections(result: Mapping[str, Any], windows: Any, alarms: Any) -> list[Sect
                 _lines(result["differences"][::-1][:LAST_WINDOWS]),
             ),
         ]
+    if result["split"]:
+        sections.append(
+            Section(
+                "Split traffic, at any time",
+                SPLIT,
+                [line for row in result["split"] for line in _lines(row["arms"])],
+                look_pictures(result["looks"], "label_rate"),
+                [f"{stream_name(row)} against {row['champion']}: {split_line(row)}" for row in result["split"]],
+            )
+        )
     shown = windows[::-1][:LAST_WINDOWS]
     more = f"The last {len(shown)} of {len(windows)} rows. " if len(shown) < len(windows) else ""
     sections += [

@@ -1,15 +1,16 @@
 """The exact AUC, its DeLong variance, and the AUC within groups, made for tens of millions of rows.
 
-Without weights the scores are parted by class and into two ranges, each part is sorted by itself (two ranges on two
-cores) and one pass over the two sorted classes counts wins and ties: no permutation of the rows is ever made, which
-would take several times as long as the sort.  With weights the rows are ordered once.
+Without weights the scores are parted into two ranges, one for each of two cores, sorted there, and one pass counts wins
+and ties: no permutation of the rows is ever made, which would take several times as long as the sort.  Probabilities in
+float32 have a bit to spare, which holds the label while they are sorted as integers; other scores are parted by class,
+too.  With weights the rows are ordered once.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ _PARALLEL_ROWS = 100_000
 """With fewer rows a second thread costs more than it brings."""
 _FEW = 1000
 """Up to so many rows of a class, the degrees of freedom of its variance are measured."""
+_INFINITE = np.float32(np.inf).view(np.uint32)
+"""Bits of what is not finite are at least these, but for the sign."""
 _BUCKET_ROWS = 8192
 """Rows of a bucket, which with its hash table fits the second level of a cache."""
 
@@ -67,6 +70,48 @@ class GroupAuc:
         return float((self.values * self.weights).sum() / self.weights.sum())
 
 
+@dataclass(frozen=True)
+class _Keys:
+    """A range in which both classes are together."""
+
+    keys: np.ndarray
+    """[n] uint32: bits of a score, then the label."""
+    positives_below: int
+    negatives_below: int
+
+    def classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positives and negatives, both ascending and on the same scale."""
+        positive = self.keys % 2 == 1
+        return self.keys[positive] >> 1, self.keys[~positive] >> 1
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """A range whose classes are apart."""
+
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    def classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positives and negatives, both ascending."""
+        return self.positives, self.negatives
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """See `count_losses`; of all ranges."""
+
+    total: int
+    squares: float
+    negative_squares: float
+    ranges: Sequence[_Keys | _Classes]
+
+    @classmethod
+    def of(cls, found: Sequence[Any], ranges: Sequence[_Keys | _Classes]) -> _Losses:
+        total, squares, negative_squares = zip(*found, strict=True)
+        return cls(sum(map(int, total)), sum(squares), sum(negative_squares), ranges)
+
+
 def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = None) -> Auc:
     """AUC and its variance from structural components (DeLong, DeLong and Clarke-Pearson, Biometrics 1988).
 
@@ -99,22 +144,14 @@ def delong(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = N
     p = int(np.count_nonzero(y))
     n = len(y) - p
     require_both_classes(p, n, len(y))
-    low_negatives, low_positives, high_negatives, high_positives = _parts(y, s)
-    ranges = [
-        (low_positives, low_negatives, 0, len(high_negatives)),
-        (high_positives, high_negatives, len(low_positives), 0),
-    ]
-    found = _run(lambda part: _sorted_losses(s, *part), ranges, len(y))
-    losses = sum(int(part[0]) for part in found)
-    mean = losses / (2 * p * n)
+    found = _losses_of_keys(y, s, n) if s.dtype == np.float32 else None
+    if found is None:
+        found = _losses_of_parts(y, s)
+    mean = found.total / (2 * p * n)
     parts: list[tuple[float, float]] = []
     if min(p, n) > 1:
-        low, high = (low_positives, low_negatives), (high_positives, high_negatives)
-        for squares, rows, others, places in (
-            (sum(part[1] for part in found), p, n, (*low, *high)),
-            (sum(part[2] for part in found), n, p, (*low[::-1], *high[::-1])),
-        ):
-            freedom = rows - 1 if rows > _FEW else _freedom(_places(*places))
+        for positives, squares, rows, others in ((True, found.squares, p, n), (False, found.negative_squares, n, p)):
+            freedom = rows - 1 if rows > _FEW else _freedom(_places(found.ranges, positives))
             parts.append((max(squares / rows / (2 * others) ** 2 - mean**2, 0.0) / (rows - 1), freedom))
     return Auc(1 - mean, *_sum(parts), p, n)
 
@@ -208,13 +245,16 @@ def _weighted(y: np.ndarray, s: np.ndarray, w: np.ndarray) -> Auc:
     return Auc(1 - mean, *_sum(parts), p, len(y) - p)
 
 
-def _places(low: np.ndarray, low_others: np.ndarray, high: np.ndarray, high_others: np.ndarray) -> np.ndarray:
-    """How many of the other class are below each row of a class, ties counting half; all four ascending."""
-    parts = [
-        (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2
-        for own, others in ((low, low_others), (high, high_others))
-    ]
-    return np.concatenate([parts[0], len(low_others) + parts[1]])
+def _places(ranges: Sequence[_Keys | _Classes], positives: bool) -> np.ndarray:
+    """How many of the other class are below each row of a class, ties counting half."""
+    parts, below = [], 0
+    for sorted_range in ranges:
+        one, other = sorted_range.classes()
+        own, others = (one, other) if positives else (other, one)
+        places = (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2
+        parts.append(below + places)
+        below += len(others)
+    return np.concatenate(parts)
 
 
 def _freedom(values: np.ndarray) -> float:
@@ -281,9 +321,62 @@ def _weighted_groups(y: np.ndarray, s: np.ndarray, w: np.ndarray, codes: np.ndar
     return GroupAuc(values, (n_positive + n_negative)[both], int((~both).sum()))
 
 
+def _losses_of_keys(y: np.ndarray, s: np.ndarray, negatives: int) -> _Losses | None:
+    """Of float32 scores; None if one of them has a sign.
+
+    The bits of floats that have none are in the order of the floats and leave the highest bit free: with the label as
+    their lowest bit they are integers of 32 bits, whose sort also orders the classes within a tie.
+    """
+    bits, slices = s.view(np.uint32), _slices(len(y))
+    cut = np.uint32(2**31) if len(y) < _PARALLEL_ROWS else _cut(s).view(np.uint32)
+    counts = np.array(_run(lambda part: kernels.count_keys(y[part], bits[part], cut), slices, len(y)), dtype=np.int64)
+    high, high_positives, signs = counts.T
+    if signs.any():
+        return None
+    low = len(y) - int(high.sum())
+    keys = np.empty(len(y), np.uint32)
+    rows = np.array([part.stop - part.start for part in slices])
+    places = np.stack([(rows - high).cumsum() - (rows - high), low + high.cumsum() - high], 1)
+    _run(lambda k: kernels.fill_keys(y[slices[k]], bits[slices[k]], cut, places[k], keys), range(_THREADS), len(y))
+    low_positives = int(np.count_nonzero(y)) - int(high_positives.sum())
+    ranges = [_Keys(keys[:low], 0, 0), _Keys(keys[low:], low_positives, low - low_positives)]
+
+    def losses(part: _Keys) -> Any:
+        part.keys.sort()
+        # what is not finite has the largest bits
+        if len(part.keys) and part.keys[-1] >> 1 >= _INFINITE:
+            _require_finite(s, s)
+        return kernels.count_key_losses(part.keys, part.positives_below, part.negatives_below, negatives)
+
+    return _Losses.of(_run(losses, ranges, len(y)), ranges)
+
+
+def _losses_of_parts(y: np.ndarray, s: np.ndarray) -> _Losses:
+    """Of any scores, each class by itself."""
+    low_negatives, low_positives, high_negatives, high_positives = _parts(y, s)
+    ranges = [_Classes(low_positives, low_negatives), _Classes(high_positives, high_negatives)]
+    beside = [(0, len(high_negatives)), (len(low_positives), 0)]
+    tasks = list(zip(ranges, beside, strict=True))
+
+    def losses(task: tuple[_Classes, tuple[int, int]]) -> Any:
+        part, (positives_below, negatives_above) = task
+        for scores in (part.positives, part.negatives):
+            scores.sort()
+            # a sort puts what is not a number last, and the infinite at the ends
+            _require_finite(scores[[0, -1]] if len(scores) else scores, s)
+        return kernels.count_losses(part.positives, part.negatives, positives_below, negatives_above)
+
+    return _Losses.of(_run(losses, tasks, len(y)), ranges)
+
+
+def _cut(s: np.ndarray) -> Any:
+    """About the median."""
+    return np.median(s[:: len(s) // _SAMPLE])
+
+
 def _parts(y: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
     """Scores of low negatives, low positives, high negatives and high positives, of which each range has about half."""
-    cut = s.dtype.type(np.inf) if len(y) < _PARALLEL_ROWS else np.median(s[:: len(s) // _SAMPLE])
+    cut = s.dtype.type(np.inf) if len(y) < _PARALLEL_ROWS else _cut(s)
     slices = _slices(len(y))
     found = _run(lambda part: kernels.count_parts(y[part], s[part], cut), slices, len(y))
     positive, high, both = np.array(found, dtype=np.int64).T
@@ -294,17 +387,6 @@ def _parts(y: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
     out = np.empty_like(s)
     _run(lambda k: kernels.fill_parts(y[slices[k]], s[slices[k]], cut, places[k], out), range(_THREADS), len(y))
     return np.split(out, ends[:-1])
-
-
-def _sorted_losses(
-    scores: np.ndarray, positives: np.ndarray, negatives: np.ndarray, positives_below: int, negatives_above: int
-) -> Any:
-    """What `count_losses` says of one range; its scores are sorted in place."""
-    for part in (positives, negatives):
-        part.sort()
-        # a sort puts what is not a number last, and the infinite at the ends
-        _require_finite(part[[0, -1]] if len(part) else part, scores)
-    return kernels.count_losses(positives, negatives, positives_below, negatives_above)
 
 
 def _run(work: Callable[[Any], Any], tasks: Iterable[Any], rows: int) -> list[Any]:

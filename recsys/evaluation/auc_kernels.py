@@ -1,4 +1,4 @@
-"""Compiled loops of the AUC (numba): rows parted by class and range, and one pass over two sorted classes.
+"""Compiled loops of the AUC (numba): rows parted by range or by class and range, and one pass over what was sorted.
 
 All release the interpreter's lock, so that threads of Python run them side by side.  Counts are integers; what is
 summed in floats is summed in an order that does not depend on the number of threads.
@@ -12,8 +12,87 @@ import numpy as np
 from numba import njit
 
 _COMPILE = {"nogil": True, "error_model": "numpy", "cache": True}
+_BLOCK = 4096
+"""Rows that are summed by themselves before they are added up, so that little is rounded away."""
 _SMALL = 24
 """Up to this many values a sort by insertion is the fastest."""
+
+
+@njit(**_COMPILE)
+def count_keys(labels: Any, bits: Any, cut: Any) -> Any:
+    """How many scores have bits of at least `cut`, how many of these are positive, and how many have a sign.
+
+    Args:
+        labels: [n] uint8 in {0, 1}.
+        bits: [n] uint32 of scores in float32.
+        cut: uint32.
+    """
+    high, positive, signs = np.int64(0), np.int64(0), np.int64(0)
+    for row in range(len(bits)):
+        a = np.int64(bits[row] >= cut)
+        high += a
+        positive += a & np.int64(labels[row])
+        signs += np.int64(bits[row] >> np.uint32(31))
+    return high, positive, signs
+
+
+@njit(**_COMPILE)
+def fill_keys(labels: Any, bits: Any, cut: Any, places: Any, out: Any) -> None:
+    """Makes keys of scores and labels, those of low scores and those of high ones apart.
+
+    Args:
+        labels: [n] uint8 in {0, 1}.
+        bits: [n] uint32 of scores in float32 without a sign.
+        cut: as counted by.
+        places: [2] int64: where the low ones and the high ones go.
+        out: [N] uint32, written: the bits, then the label.
+    """
+    low, high = places[0], places[1]
+    for row in range(len(bits)):
+        a = np.int64(bits[row] >= cut)
+        out[high if a else low] = np.uint32(bits[row] << np.uint32(1)) | np.uint32(labels[row])
+        high += a
+        low += 1 - a
+
+
+@njit(**_COMPILE)
+def count_key_losses(keys: Any, positives_below: Any, negatives_below: Any, negatives: Any) -> Any:
+    """What `count_losses` says, of keys in which both classes are sorted together; no branch is taken.
+
+    Within a tie the negatives come first, so a positive knows all that it ties with.  Each of these e negatives has
+    lost i + c so far, of i positives below the tie and c that came before this one, and loses 1 more to it:
+    `e ((i + c + 1)^2 - (i + c)^2)` is added to the squares of the negatives.
+
+    Args:
+        keys: [n] uint32 as `fill_keys` makes them, sorted.
+        positives_below: positives of lower ranges.
+        negatives_below: negatives of lower ranges.
+        negatives: of all ranges.
+    """
+    total, squares, negative_squares = np.int64(0), 0.0, 0.0
+    positives, seen = np.int64(positives_below), np.int64(negatives_below)
+    tie_positives, tie_negatives = positives, seen  # before the tie
+    twice, before = np.int64(2 * negatives), np.uint32(0xFFFFFFFF)
+    for start in range(0, len(keys), _BLOCK):
+        block, negative_block = 0.0, 0.0
+        for row in range(start, min(start + _BLOCK, len(keys))):
+            positive, score = np.int64(keys[row]) & 1, keys[row] >> np.uint32(1)
+            new = np.int64(score != before)
+            before = score
+            tie_positives += (positives - tie_positives) * new
+            tie_negatives += (seen - tie_negatives) * new
+            own = (twice - tie_negatives - seen) * positive
+            total += own
+            block += np.float64(own) * np.float64(own)
+            # of a negative its loss so far, squared; of a positive e (2 (i + c) + 1)
+            factor = 2 * positives * (1 - positive) + (seen - tie_negatives) * positive
+            other = 2 * positives + (2 * tie_positives + 1) * positive
+            negative_block += np.float64(factor) * np.float64(other)
+            positives += positive
+            seen += 1 - positive
+        squares += block
+        negative_squares += negative_block
+    return total, squares, negative_squares
 
 
 @njit(**_COMPILE)

@@ -250,6 +250,20 @@ class TwoArms:
         self.split.update((arm - self.share).clip(self.split.low, self.split.high))
         return self
 
+    def to_json(self) -> dict[str, Any]:
+        """All of its state, to be gone on with by `from_json`."""
+        tests = {"difference": self.difference.to_json(), "split": self.split.to_json()}
+        return {"rate": self.rate, "share": self.share, **tests}
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> TwoArms:
+        """The test that `to_json` wrote."""
+        difference = SequentialMean.from_json(state["difference"])
+        assert difference.plan is not None
+        arms = cls(rate=state["rate"], effect=difference.plan.effect, share=state["share"], level=difference.level)
+        arms.difference, arms.split = difference, SequentialMean.from_json(state["split"])
+        return arms
+
 
 def loss_differences(
     labels: np.ndarray, a: np.ndarray, b: np.ndarray, floor: float = 0.001

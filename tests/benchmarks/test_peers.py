@@ -35,7 +35,9 @@ def test_a_failed_installation_leaves_nothing(cache: Path) -> None:
     assert not (cache / "empty").exists()
 
 
-@pytest.mark.parametrize("peer", [peers.DEEPCTR_TORCH, peers.FUXICTR, peers.OBP], ids=lambda peer: peer.name)
+@pytest.mark.parametrize(
+    "peer", [peers.DEEPCTR_TORCH, peers.FUXICTR, peers.METRICS, peers.OBP], ids=lambda peer: peer.name
+)
 def test_every_peer_is_pinned(peer: peers.Peer) -> None:
     assert all("==" in requirement for requirement in (*peer.requirements, *peer.bare))
     assert peer is peers.OBP or "torch==2.13.0" in peer.requirements

@@ -18,6 +18,7 @@ import pytest
 from pipelines.console import Console
 from pipelines.logs import append
 from pipelines.monitor import monitor
+from recsys.serving.server.shares import in_share
 from tests.integration.test_report_in_browser import CHROMIUM, browser, looked_at  # noqa: F401
 
 START = datetime.datetime(2024, 1, 1)
@@ -25,8 +26,12 @@ OVERRIDES = ["window=1h", "max_delay=10m", "lateness=1m"]
 ROWS = 400
 
 
-def hour(number: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """An hour of a champion and of a shadow that sees more, and the labels of the clicks."""
+SHARE = 0.4
+
+
+def hour(number: int, *, split: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """An hour of a champion and of a shadow that sees more, and the labels of the clicks; if `split`, a challenger
+    answers its share of the requests, dealt as the server does it."""
     rng = np.random.default_rng(number)
     odds = rng.normal(-1, 1.5, ROWS)
     clicked = rng.random(ROWS) < 1 / (1 + np.exp(-odds))
@@ -47,11 +52,15 @@ def hour(number: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         for role, version, error in (("champion", "3", rng.normal(0, 1, ROWS)), ("shadow", "4", np.zeros(ROWS)))
     ]
     labels = requests.select("request_id", pl.lit(1).alias("label"), pl.col("time") + pl.duration(minutes=5))
+    if split:
+        went = pl.Series([in_share(request, SHARE, seed=1) for request in requests["request_id"]])
+        answered = scored[0].filter(went).with_columns(version=pl.lit("5"), role=pl.lit("challenger"))
+        scored = [*(frame.filter(~went) for frame in scored), answered]
     return pl.concat(scored).sort("time", maintain_order=True), labels.filter(pl.Series(clicked))
 
 
-def grow(world: Path, number: int) -> None:
-    for log, rows in zip(("predictions", "labels"), hour(number), strict=True):
+def grow(world: Path, number: int, *, split: bool = False) -> None:
+    for log, rows in zip(("predictions", "labels"), hour(number, split=split), strict=True):
         append(world / log, rows)
 
 
@@ -110,13 +119,13 @@ def test_it_follows_growing_logs_through_a_damaged_file_until_it_is_interrupted(
     assert after["totals"][0]["rows"] == 4 * ROWS
 
 
-def read_once(world: Path, out: str) -> dict[str, Any]:
+def read_once(world: Path, out: str, *overrides: str) -> dict[str, Any]:
     found = monitor(
         world / "predictions",
         world / "labels",
         Console(quiet=True),
         out=world / out,
-        overrides=OVERRIDES,
+        overrides=[*OVERRIDES, *overrides],
         once=True,
         finish=True,
     )
@@ -125,11 +134,11 @@ def read_once(world: Path, out: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page after six hours: a shadow, and a price that moved."""
+    """The page after six hours: a shadow, split traffic, and a price that moved."""
     world = tmp_path_factory.mktemp("monitored")
     for number in range(6):
-        grow(world, number)
-    found = read_once(world, "out")
+        grow(world, number, split=True)
+    found = read_once(world, "out", f"challenger.share={SHARE}")
     assert found["alarms"]
     assert found["anytime"][0]["verdict"] == "better"
     return world / "out" / "monitor.html"
@@ -139,6 +148,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
 def test_the_page_is_drawn_whole_and_fits(browser: Any, page: Path, tmp_path: Path, width: int, scheme: str) -> None:  # noqa: F811
-    text = looked_at(browser, page, tmp_path, f"monitor-{width}-{scheme}", width, scheme, pictures=5)
+    text = looked_at(browser, page, tmp_path, f"monitor-{width}-{scheme}", width, scheme, pictures=7)
     assert "Less the champion, at any time" in text
     assert "better" in text
+    assert "challenger clicks 5 against clicks 3: no difference can be claimed yet. Label rate less" in text

@@ -18,6 +18,7 @@ from pipelines.cli import app
 from pipelines.console import Console
 from pipelines.logs import LogReader, append
 from pipelines.monitor import MonitorJob, _view, monitor, online_config
+from pipelines.monitor_page import split_line
 from recsys.serving.registry import Registry
 
 START = datetime.datetime(2024, 1, 1)
@@ -105,6 +106,66 @@ def test_mlflow_has_a_series_of_every_metric_in_one_run_over_several_calls(world
     assert [point.value for point in history] == [row["auc"] for row in result["windows"]]
     steps = [point.step for point in history]
     assert steps == list(range(steps[0], steps[0] + HOURS))
+
+
+def beside(number: int, *, role: str) -> pl.DataFrame:
+    """An hour as `hour` has it, with a shadow of every request, or with a challenger that answers every other one."""
+    rows, _ = hour(number)
+    other = rows.with_columns(version=pl.lit("4"), role=pl.lit(role))
+    if role == "shadow":
+        return pl.concat([rows, other]).sort("time", maintain_order=True)
+    return pl.concat([rows[::2], other[1::2]]).sort("time", maintain_order=True)
+
+
+@pytest.mark.parametrize(
+    ("role", "of", "hours"), [("shadow", "logloss", [0, 1, 2, 3]), ("challenger", "label_rate", [1, 2])]
+)
+def test_mlflow_has_a_series_of_every_difference_with_its_interval(tmp_path, role, of, hours):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for numbers in ((0, 1), (2, 3, 4)):
+        for number in numbers:
+            append(tmp_path / "predictions", beside(number, role=role))
+            append(tmp_path / "labels", hour(number)[1])
+        result = monitor(
+            tmp_path / "predictions",
+            tmp_path / "labels",
+            Console(quiet=True),
+            out=tmp_path / "out",
+            overrides=[*OVERRIDES, "challenger.share=0.5"],
+            once=True,
+            tracking_uri=uri,
+        )
+    client, first = Registry(uri)._client, int(START.replace(tzinfo=datetime.UTC).timestamp()) // 3_600
+    for suffix, end in (("", "mean"), ("_low", "low"), ("_high", "high")):
+        name = f"{role}/clicks/4/{of}_less_champion{suffix}"
+        history = client.get_metric_history(result["mlflow_run_id"], name)
+        assert [(point.step - first, point.value) for point in history] == [
+            (number, look[end]) for number, look in zip(hours, result["looks"], strict=True)
+        ]
+
+
+def test_split_traffic_is_shown_with_what_can_be_said_of_it(tmp_path):
+    for number in range(5):
+        append(tmp_path / "predictions", beside(number, role="challenger"))
+        append(tmp_path / "labels", hour(number)[1])
+    logs = tmp_path / "predictions", tmp_path / "labels"
+    shown = []
+    for share in ("0.5", "0.3", "null"):
+        overrides = [*OVERRIDES, f"challenger.share={share}"]
+        result = monitor(*logs, Console(quiet=True), out=tmp_path / share, overrides=overrides, once=True)
+        text = io.StringIO()
+        RichConsole(file=text, width=240).print(_view(result, None))
+        page = Path(result["html"]).read_text()
+        assert "Split traffic, at any time" in page
+        assert "split traffic: clicks 4 and its champion clicks 3" in text.getvalue()
+        (row,) = json.loads((tmp_path / share / "monitor.json").read_text())["split"]
+        assert [arm["requests"] for arm in row["arms"]] == [2 * ROWS, 2 * ROWS]
+        assert split_line(row) in text.getvalue().replace("\n", " ")
+        assert row["said"].replace("'", "&#x27;") in page
+        shown.append(row["said"])
+    assert shown[0] == "no difference can be claimed yet"
+    assert shown[1].startswith("the challenger answered 50.00% of the requests and not 30.00% as declared")
+    assert "give challenger.share" in shown[2]
 
 
 def test_a_damaged_file_is_an_error_and_nothing_is_lost_once_it_is_mended(world):

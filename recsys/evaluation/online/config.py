@@ -25,6 +25,16 @@ class AlarmConfig(Strict):
     """Population stability index, above what as many rows give by chance, from which on it is an alarm."""
 
 
+class ChallengerConfig(Strict):
+    """How traffic is split between a champion and a challenger."""
+
+    share: float | None = Field(None, gt=0, lt=1)
+    """Of the requests that the challenger answers, as the server was told (`--challenger-share`). None: it is not
+    known, and no difference can be claimed."""
+    effect: float | None = Field(None, gt=0, lt=1)
+    """The difference of label rates that is worth seeing; a tenth of the first window's rate if None."""
+
+
 class OnlineConfig(Strict):
     """Lengths of time are a number and s, m, h, d or w."""
 
@@ -45,6 +55,8 @@ class OnlineConfig(Strict):
     left out of the metrics."""
     alarms: AlarmConfig = AlarmConfig()
     """Drift."""
+    challenger: ChallengerConfig = ChallengerConfig()
+    """Split traffic."""
 
     @field_validator("window")
     @classmethod

@@ -25,6 +25,7 @@ _LABELS = {"place": pl.Int64, "key": pl.Int64, "time": pl.Int64, "label": pl.Int
 _PREDICTIONS = {
     "place": pl.Int64,
     "key": pl.Int64,
+    "request": pl.Int64,
     "requested": pl.Int64,
     **dict.fromkeys(STREAM, pl.String),
     "probability": pl.Float64,
@@ -37,8 +38,8 @@ class Window:
 
     Attributes:
         start: Microseconds since 1970-01-01 UTC.
-        rows: `place`, `key`, `requested` (time of the request), the columns of `STREAM`, `probability`, the inputs, and
-            `label` (Int8, null where none came in time).
+        rows: `place`, `key`, `request`, `requested` (time of the request), the columns of `STREAM`, `probability`, the
+            inputs, and `label` (Int8, null where none came in time).
     """
 
     start: int

@@ -30,6 +30,8 @@ LABEL_LOG = {"request_id": pl.String, "label": pl.Int8, "time": pl.Datetime("us"
 """Columns of the label log; others are not read."""
 INPUT = "input:"
 """Stands before the name of an input once it is read."""
+_ROW = r":\d+$"
+"""What the server adds to the id of a request for each of its rows."""
 
 
 def read_predictions(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -39,7 +41,8 @@ def read_predictions(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]
         frame: As of `PREDICTION_LOG`, in the order they were written; numbers may stand for texts.
 
     Returns:
-        The rows that can be used: `place` (in `frame`), `key` (of the request), `time` (microseconds), the columns of
+        The rows that can be used: `place` (in `frame`), `key` (of the request id), `request` (of the id without
+        a `:ROW` at its end, which the server adds for each row of a request), `time` (microseconds), the columns of
         `STREAM`, `probability` and the inputs (numbers and booleans as Float64, texts as String, others left out);
         and how many were left out, by reason.
 
@@ -55,7 +58,8 @@ def read_predictions(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]
         f"role none of {', '.join(ROLES)}": ~pl.col("role").cast(pl.String, strict=False).is_in(ROLES),
         "probability not between 0 and 1": ~probability.is_between(0, 1).fill_null(False),
     }
-    kept = [*texts, probability, *_inputs(frame)]
+    request = fingerprint_expr(pl.col("request_id").cast(pl.String).str.replace(_ROW, ""))
+    kept = [request.alias("request"), *texts, probability, *_inputs(frame)]
     return _usable(frame, reasons, kept)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -17,15 +17,17 @@ from recsys.evaluation.online.drift import DriftWatch
 from recsys.evaluation.online.join import DelayedJoin, Window
 from recsys.evaluation.online.logs import ROLES, STREAM
 from recsys.evaluation.online.reference import Reference
+from recsys.evaluation.online.split import SplitTraffic
 from recsys.evaluation.paired import paired_auc, paired_logloss
 from recsys.evaluation.streaming import StreamingMetrics
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 METRICS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "base_rate", "mean_prediction")
 """Of a window and in total, in the order they are shown; each may be undefined."""
 TOTALS = ("auc", "logloss", "normalised_entropy", "calibration_ratio", "base_rate")
 """Over all windows."""
 
+T = TypeVar("T")
 Stream = tuple[str, ...]
 """Role, model and version."""
 
@@ -47,6 +49,9 @@ class Monitor:
         differences: A row a window and model that scored requests of the champion's too: `window`, `role`, `model`,
             `version`, `rows`, and of AUC and logloss the model's less the champion's with 95 % intervals, each for one
             look.
+        looks: A row a window and test that may be looked at at any time, as it stood after that window: `window`,
+            `role`, `model`, `version`, `champion`, `of` (`logloss` on the requests that both scored, or `label_rate` on
+            split traffic), `rows`, `mean` (the model's less the champion's), `low`, `high` and `verdict`.
         alarms: A row an alarm: `window`, `role`, `model`, `version` and the fields of `Alarm`.
     """
 
@@ -57,8 +62,10 @@ class Monitor:
         self._watches: dict[Stream, DriftWatch] = {}
         self._totals: dict[Stream, StreamingMetrics] = {}
         self._anytime: dict[tuple[Stream, Stream], AnytimeDifference] = {}
+        self._splits: dict[tuple[Stream, Stream], SplitTraffic] = {}
         self.windows: list[dict[str, Any]] = []
         self.differences: list[dict[str, Any]] = []
+        self.looks: list[dict[str, Any]] = []
         self.alarms: list[dict[str, Any]] = []
 
     def update(self, predictions: pl.DataFrame | None = None, labels: pl.DataFrame | None = None) -> int:
@@ -84,10 +91,24 @@ class Monitor:
     def anytime(self) -> list[dict[str, Any]]:
         """A row a model that scored requests of a champion's, over all final windows: `role`, `model`, `version`,
         `champion` (its model and version) and what `AnytimeDifference.row` has. It may be looked at at any time."""
-        return [
-            {**dict(zip(STREAM, stream, strict=True)), "champion": " ".join(champion[1:]), **test.row()}
-            for (stream, champion), test in sorted(self._anytime.items(), key=lambda one: _order(one[0][0]))
-        ]
+        return [{**_pair(*pair), **test.row()} for pair, test in _ordered(self._anytime)]
+
+    def split(self) -> list[dict[str, Any]]:
+        """A row a challenger that answered requests in windows in which a champion answered others: `role`, `model`,
+        `version`, `champion`, what `SplitTraffic.row` has, and `arms`: the champion's row and the challenger's, each
+        with `role`, `model`, `version` and what `SplitTraffic.arms` has. It may be looked at at any time."""
+        rows = []
+        for pair, traffic in _ordered(self._splits):
+            if not traffic.windows:
+                continue
+            found = traffic.row()
+            since = None if found["since"] is None else moment(found["since"])
+            arms = [
+                {**dict(zip(STREAM, stream, strict=True)), **arm}
+                for stream, arm in zip(pair[::-1], traffic.arms(), strict=True)
+            ]
+            rows.append({**_pair(*pair), **found, "since": since, "arms": arms})
+        return rows
 
     def result(self) -> dict[str, Any]:
         """All that is known now, as plain values."""
@@ -96,7 +117,9 @@ class Monitor:
             "totals": self.totals(),
             "windows": list(self.windows),
             "anytime": self.anytime(),
+            "split": self.split(),
             "differences": list(self.differences),
+            "looks": list(self.looks),
             "alarms": list(self.alarms),
             "predictions": dict(self.join.predictions),
             "labels": dict(self.join.labels),
@@ -114,8 +137,10 @@ class Monitor:
             "watches": [[*stream, watch.state()] for stream, watch in self._watches.items()],
             "totals": [[*stream, totals.to_json()] for stream, totals in self._totals.items()],
             "anytime": [[list(stream), list(champion), t.to_json()] for (stream, champion), t in self._anytime.items()],
+            "splits": [[list(stream), list(champion), t.to_json()] for (stream, champion), t in self._splits.items()],
             "windows": self.windows,
             "differences": self.differences,
+            "looks": self.looks,
             "alarms": self.alarms,
         }
         return values, tables
@@ -151,8 +176,10 @@ class Monitor:
             self._totals[tuple(stream)] = StreamingMetrics.from_json(totals)
         for stream, champion, test in values["anytime"]:
             self._anytime[tuple(stream), tuple(champion)] = AnytimeDifference.from_json(test)
+        for stream, champion, traffic in values["splits"]:
+            self._splits[tuple(stream), tuple(champion)] = SplitTraffic.from_json(self.config, traffic)
         self.windows, self.differences = list(values["windows"]), list(values["differences"])
-        self.alarms = list(values["alarms"])
+        self.looks, self.alarms = list(values["looks"]), list(values["alarms"])
 
     def _measure(self, windows: Sequence[Window]) -> int:
         for window in windows:
@@ -166,6 +193,7 @@ class Monitor:
             for stream in sorted(streams, key=_order):
                 self._measure_stream(window.start, stream, streams[stream], detectors)
             self._compare(window.start, streams)
+            self._compare_arms(window.start, streams)
         return len(windows)
 
     def _measure_stream(self, start: int, stream: Stream, found: tuple[pl.DataFrame, int], detectors: int) -> None:
@@ -202,7 +230,26 @@ class Monitor:
             row["rows"] = both.height
             scored = [both[name].to_numpy() for name in ("label", "probability", "champion")]
             self.differences.append(row | difference(*scored))
-            self._anytime.setdefault((stream, champions[0]), AnytimeDifference()).update(row["window"], *scored)
+            pair = (stream, champions[0])
+            test = self._anytime.setdefault(pair, AnytimeDifference())
+            test.update(row["window"], *scored)
+            self._look(start, pair, "logloss", test.row())
+
+    def _compare_arms(self, start: int, streams: Mapping[Stream, tuple[pl.DataFrame, int]]) -> None:
+        """Differences between arms where one champion and one challenger answered requests of their own."""
+        champions, challengers = ([stream for stream in streams if stream[0] == role] for role in ROLES[:2])
+        if len(champions) != 1 or len(challengers) != 1:
+            return
+        pair = (challengers[0], champions[0])
+        traffic = self._splits.setdefault(pair, SplitTraffic(self.config))
+        tested = traffic.update(start, streams[pair[1]][0], streams[pair[0]][0])
+        if tested is not None:
+            self._look(tested, pair, "label_rate", traffic.row())
+
+    def _look(self, start: int, pair: tuple[Stream, Stream], of: str, found: Mapping[str, Any]) -> None:
+        values = {"rows": found["requests" if of == "label_rate" else "rows"], "mean": found[of]}
+        kept = {name: found[name] for name in ("low", "high", "verdict")}
+        self.looks.append({"window": moment(start), **_pair(*pair), "of": of, **values, **kept})
 
     def _watch(self, stream: Stream) -> DriftWatch:
         return self._watches.setdefault(stream, DriftWatch(self.config.alarms, self._reference))
@@ -233,6 +280,15 @@ def moment(microseconds: int) -> str:
     '1970-01-01 00:00:00'
     """
     return str(datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=microseconds))
+
+
+def _pair(stream: Stream, champion: Stream) -> dict[str, Any]:
+    """What names a model beside a champion."""
+    return {**dict(zip(STREAM, stream, strict=True)), "champion": " ".join(champion[1:])}
+
+
+def _ordered(tests: Mapping[tuple[Stream, Stream], T]) -> list[tuple[tuple[Stream, Stream], T]]:
+    return sorted(tests.items(), key=lambda one: (_order(one[0][0]), one[0][1]))
 
 
 def _order(stream: Stream) -> tuple[int, Stream]:

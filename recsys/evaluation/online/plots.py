@@ -19,6 +19,8 @@ NAMES = {
     "calibration_ratio": "expected over observed",
     "rows": "rows",
 }
+LOOKS = {"logloss": "logloss less the champion's (nats)", "label_rate": "label rate less the champion's"}
+"""Differences that may be looked at at any time."""
 _MARKERS = "os^Dv"
 
 
@@ -34,6 +36,36 @@ def window_pictures(
     """
     there = [name for name in metrics if any(row.get(name) is not None for row in windows)]
     return [_metric_picture(name, windows, {alarm["window"] for alarm in alarms}) for name in there]
+
+
+def look_pictures(looks: Sequence[Mapping[str, Any]], of: str) -> list[Picture]:
+    """How a difference to the champion and its always-valid interval closed in, a line a model; none without looks.
+
+    Args:
+        looks: Rows of `Monitor.looks`.
+        of: Which difference, of `LOOKS`.
+    """
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for look in looks:
+        if look["of"] == of:
+            lines.setdefault(stream_name(look), []).append(look)
+    if not lines:
+        return []
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        axes.axhline(0.0, color=theme.text, linewidth=0.9)
+        for place, (name, points) in enumerate(lines.items()):
+            x = [_place(point["window"]) for point in points]
+            mean, low, high = ([point[end] for point in points] for end in ("mean", "low", "high"))
+            colour = theme.series[place % len(theme.series)]
+            axes.plot(x, mean, marker="o", color=colour, label=name, markersize=3, linewidth=1.2)
+            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        _time_axis(axes)
+        axes.set(ylabel=LOOKS[of])
+        legend(axes, theme, "above")
+
+    caption = f"{LOOKS[of]}, over all windows so far; the band holds it at all looks together (95 %)."
+    return [picture(f"{of}_difference", caption, draw, size=(5.2, 3.2), png=False)]
 
 
 def stream_name(row: Mapping[str, Any]) -> str:
@@ -61,14 +93,18 @@ def _metric_picture(metric: str, windows: Sequence[Mapping[str, Any]], alarms: s
             colour, marker = theme.series[place % len(theme.series)], _MARKERS[place // len(theme.series) % 5]
             axes.plot(x, values, marker=marker, color=colour, label=name, markersize=3, linewidth=1.2)
         if timed:
-            locator = AutoDateLocator()
-            axes.xaxis.set_major_locator(locator)
-            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+            _time_axis(axes)
         axes.set(xlabel="" if timed else "row", ylabel=NAMES[metric])
         legend(axes, theme, "above")
 
     marked = "; dashed lines mark windows with an alarm" if alarms else ""
     return picture(metric, f"{NAMES[metric]} by window{marked}.", draw, size=(5.2, 3.2), png=False)
+
+
+def _time_axis(axes: Axes) -> None:
+    locator = AutoDateLocator()
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def _place(window: str | int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,13 +57,52 @@ def test_many_rows_in_ranges_and_threads_give_what_one_sort_gives(kind: type, le
     assert auc.delong(labels, scores) == found
 
 
+def exact_variance(labels: np.ndarray, scores: np.ndarray) -> Fraction:
+    """In integers, whatever their size."""
+    positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
+    parts = []
+    for own, others in ((positives, negatives), (negatives, positives)):
+        twice = np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")
+        shares = [
+            Fraction(value, 2 * len(others)) for value in (sum(twice.tolist()), sum(v * v for v in twice.tolist()))
+        ]
+        mean, squares = shares[0] / len(own), shares[1] / (2 * len(others)) / len(own)
+        parts.append((squares - mean**2) / (len(own) - 1))
+    return sum(parts, Fraction())
+
+
+@pytest.mark.parametrize("rows", [2_000, auc._PARALLEL_ROWS + 17])
+@pytest.mark.parametrize("levels", [7, 2**22])
+def test_probabilities_in_float32_give_what_they_give_in_float64(rows: int, levels: int) -> None:
+    rng = np.random.default_rng(rows)
+    scores = (rng.integers(0, levels, rows) / levels).astype(np.float32)
+    labels = rng.random(rows) < scores * 0.4
+    found, wide = auc.delong(labels, scores), auc.delong(labels, scores.astype(float))
+    assert (found.value, found.positives, found.negatives) == (wide.value, wide.positives, wide.negatives)
+    assert found.variance == pytest.approx(float(exact_variance(labels, scores)), rel=1e-13)
+    assert (found.variance, found.freedom) == pytest.approx((wide.variance, wide.freedom), rel=1e-11)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=4, max_size=40))
+def test_probabilities_in_float32_have_the_variance_of_all_pairs_and_its_freedom(rows: list[tuple[bool, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows]), np.array([r[1] for r in rows]) / np.float32(4)
+    if min(labels.sum(), (~labels).sum()) < 2:
+        return
+    found, wide = auc.delong(labels, scores.astype(np.float32)), auc.delong(labels, scores.astype(float))
+    assert found.variance == pytest.approx(variance_by_definition(labels, scores), abs=1e-12)
+    assert (found.value, found.freedom) == (wide.value, pytest.approx(wide.freedom))
+
+
 def test_a_constant_score_has_half_and_no_variance() -> None:
     labels = np.arange(200_000) % 3 == 0
-    assert auc.delong(labels, np.zeros(200_000)) == auc.Auc(0.5, 0.0, np.inf, 66_667, 133_333)
+    for kind in (np.float64, np.float32):
+        assert auc.delong(labels, np.zeros(200_000, kind)) == auc.Auc(0.5, 0.0, np.inf, 66_667, 133_333)
 
 
 def test_zeros_of_both_signs_are_equal() -> None:
-    assert auc.delong(np.array([0, 1]), np.array([0.0, -0.0])).value == 0.5
+    for kind in (np.float64, np.float32):
+        assert auc.delong(np.array([0, 1]), np.array([0.0, -0.0], kind)).value == 0.5
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -117,8 +158,9 @@ def test_groups_over_several_threads() -> None:
 @pytest.mark.parametrize("rows", [4, auc._PARALLEL_ROWS])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_scores_that_are_no_numbers_are_refused(rows: int, bad: float, weighted: bool) -> None:
-    labels, scores = np.arange(rows) % 2, np.arange(rows, dtype=float)
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_scores_that_are_no_numbers_are_refused(rows: int, bad: float, weighted: bool, kind: type) -> None:
+    labels, scores = np.arange(rows) % 2, np.arange(rows, dtype=kind)
     scores[2] = bad
     weight = np.ones(rows) if weighted else None
     with pytest.raises(DataError, match=rf"scores are not finite.*1 of {rows:,} rows, the first {bad}"):

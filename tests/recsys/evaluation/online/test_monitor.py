@@ -14,6 +14,7 @@ from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.online import Monitor, OnlineConfig
 from recsys.evaluation.online.anytime import AnytimeDifference
 from recsys.evaluation.paired import paired_logloss
+from recsys.serving.server.shares import in_share
 
 START = datetime.datetime(2024, 1, 1)
 CONFIG = OnlineConfig(window="1h", max_delay="10m", lateness="1m")
@@ -52,6 +53,25 @@ def logs(requests: int = 4_000, seed: int = 0, step: float = 6.0) -> tuple[pl.Da
     labels = truth.with_columns(time=pl.col("time") + delay).filter(pl.col("click") == 1)
     labels = labels.select("request_id", pl.col("click").alias("label"), "time")
     return pl.concat(parts).sort("time", maintain_order=True), labels.sort("time", maintain_order=True), truth
+
+
+def split_logs(requests: int = 4_000, step: float = 6.0, rows: int = 2) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Logs as a server writes them that answers requests of several rows and deals two fifths to a challenger."""
+    rng = np.random.default_rng(1)
+    to_challenger = np.repeat([in_share(f"r{number}", 0.4, seed=1) for number in range(requests)], rows)
+    clicked = rng.random(requests * rows) < np.where(to_challenger, 0.3, 0.2)
+    predictions = pl.DataFrame(
+        {
+            "request_id": [f"r{number}:{row}" for number in range(requests) for row in range(rows)],
+            "model": "clicks",
+            "version": np.where(to_challenger, "2", "1"),
+            "role": np.where(to_challenger, "challenger", "champion"),
+            "probability": rng.beta(2, 8, requests * rows),
+            "time": [START + datetime.timedelta(seconds=step * n) for n in range(requests) for _ in range(rows)],
+        }
+    )
+    labels = predictions.select("request_id", pl.lit(1).alias("label"), "time").filter(pl.Series(clicked))
+    return predictions, labels
 
 
 def run(config: OnlineConfig, predictions: pl.DataFrame, labels: pl.DataFrame) -> Monitor:
@@ -132,6 +152,53 @@ def test_between_equals_a_verdict_at_any_of_many_looks_is_rare():
             test.update(str(window), (rng.random(200) < 1 / (1 + np.exp(-odds))).astype(float), a, b)
         found += test.row()["verdict"] != "none yet"
     assert found <= 10
+
+
+SPLIT = OnlineConfig.model_validate({**CONFIG.model_dump(), "challenger": {"share": 0.4}})
+
+
+def test_split_traffic_is_counted_by_request_and_its_difference_may_be_acted_on():
+    predictions, labels = split_logs()
+    monitor = run(SPLIT, predictions, labels)
+    (row,) = monitor.split()
+    assert (row["role"], row["version"], row["champion"], row["verdict"]) == ("challenger", "2", "clicks 1", "higher")
+    clicked = set(labels["request_id"].str.split(":").list.first())
+    for arm, role in zip(row["arms"], ("champion", "challenger"), strict=True):
+        answered = set(predictions.filter(pl.col("role") == role)["request_id"].str.split(":").list.first())
+        assert (arm["role"], arm["requests"], arm["rows"]) == (role, len(answered), 2 * len(answered))
+        assert arm["label_rate"] == len(answered & clicked) / len(answered)
+    assert row["label_rate"] == pytest.approx(1 - 0.7**2 - (1 - 0.8**2), abs=0.05)
+    hours = [window["window"] for window in monitor.windows if window["role"] == "champion"]
+    looks = [look for look in monitor.looks if look["of"] == "label_rate"]
+    assert [look["window"] for look in looks] == hours[1:-1]
+    last = looks[-1]
+    assert (last["mean"], last["low"], last["high"]) == (row["label_rate"], row["low"], row["high"])
+    assert row["since"] == next(look["window"] for look in looks if look["verdict"] == "higher")
+    assert monitor.anytime() == []
+
+
+def test_every_look_at_a_shadow_is_kept():
+    predictions, labels, _ = logs()
+    monitor = run(CONFIG, predictions, labels)
+    (row,) = monitor.anytime()
+    assert [look["window"] for look in monitor.looks] == [found["window"] for found in monitor.differences]
+    assert [look["rows"] for look in monitor.looks] == np.cumsum([d["rows"] for d in monitor.differences]).tolist()
+    assert (monitor.looks[-1]["mean"], monitor.looks[-1]["high"]) == (row["logloss"], row["high"])
+
+
+def test_split_traffic_in_any_pieces_and_over_restarts_gives_the_same_bits():
+    predictions, labels = split_logs()
+    whole, rng = run(SPLIT, predictions, labels), np.random.default_rng(0)
+    monitor, p, a = Monitor(SPLIT), 0, 0
+    while p < predictions.height or a < labels.height:
+        by_p, by_a = rng.integers(0, 2_000, 2)
+        monitor.update(predictions[p : p + by_p], labels[a : a + by_a])
+        p, a = p + int(by_p), a + int(by_a)
+        values, tables = monitor.state()
+        monitor = Monitor(SPLIT)
+        monitor.restore(json.loads(json.dumps(values)), tables)
+    monitor.finish()
+    assert monitor.result() == whole.result()
 
 
 @pytest.mark.parametrize("seed", range(3))
