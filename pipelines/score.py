@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from features.batch import Batch
 from features.errors import ConfigError, DataError, list_names
 from features.folders import remove_leftovers, spool_beside, workshop
 from features.frames import FILE_COLUMN, OUR_COLUMNS, PLACE_COLUMN, require_column, schema_of
@@ -33,7 +34,7 @@ from pipelines.console import Console
 from pipelines.models import OpenedModel, open_model
 from pipelines.raw_rows import RawRows, pieces
 from pipelines.score_parts import Parts, Scored, is_file, quarantine_of, result_of
-from recsys.serving.scorer import Scorer
+from recsys.serving.scorer import TOO_LARGE, Scorer
 from recsys.serving.signature import output_names
 
 PART_BATCHES = 16
@@ -213,25 +214,47 @@ class _Job:
 
     def _score(self, batch: pl.DataFrame) -> Scored:
         read, bad, reasons = batch.height, None, {}
-        if self.reason is not None:
+        if self.reason is None:
+            probabilities = self._probabilities(self.pipeline.encode_frame(batch))
+        else:
             flagged = batch.with_columns(self.reason.alias(REASON_COLUMN))
-            batch = flagged.filter(pl.col(REASON_COLUMN).is_null())
+            flagged, batch, probabilities = self._usable(flagged)
             if batch.height < read:
                 aside = flagged.filter(pl.col(REASON_COLUMN).is_not_null())
                 first = [name for name in (FILE_COLUMN, PLACE_COLUMN, REASON_COLUMN) if name in aside.columns]
                 rest = [name for name in aside.columns if name not in (*OUR_COLUMNS, *ADDED_COLUMNS, REASON_COLUMN)]
                 bad = aside.select(*first, *rest).to_arrow()
                 reasons = dict(aside.group_by(REASON_COLUMN).len().iter_rows())
-        encoded = self.pipeline.encode_frame(batch)
-        probabilities = np.concatenate(
-            [
-                self.scorer.score(encoded.rows(slice(start, start + _NETWORK_ROWS)))
-                for start in range(0, max(batch.height, 1), _NETWORK_ROWS)
-            ]
-        )
         scores = [pl.Series(name, probabilities[:, task]) for task, name in enumerate(self.names)]
         table = batch.select(self.keep).with_columns(scores) if self.keep else pl.DataFrame(scores)
         return Scored(read, table.to_arrow(), probabilities.sum(0).tolist(), bad, reasons)
+
+    def _usable(self, flagged: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
+        """Rows with what is wrong with them, those of them with nothing wrong, and the probabilities of these.
+
+        That a number is too large only the network tells.
+        """
+        usable = flagged.filter(pl.col(REASON_COLUMN).is_null())
+        encoded = self.pipeline.encode_frame(usable)
+        try:
+            return flagged, usable, self._probabilities(encoded)
+        except DataError:
+            parts = enumerate(_network_parts(encoded))
+            found = [
+                (number * _NETWORK_ROWS + row, column)
+                for number, part in parts
+                for row, column in self.scorer.without_probability(part).items()
+            ]
+            if not found:
+                raise
+        reasons, places = flagged[REASON_COLUMN].to_list(), flagged[REASON_COLUMN].is_null().arg_true()
+        for row, column in found:
+            reasons[places[row]] = f"{column}: {TOO_LARGE}"
+        return self._usable(flagged.with_columns(pl.Series(REASON_COLUMN, reasons, pl.String)))
+
+    def _probabilities(self, encoded: Batch) -> np.ndarray:
+        """[B, T] of encoded rows."""
+        return np.concatenate([self.scorer.score(part) for part in _network_parts(encoded)])
 
     def _told(self, scored: Iterator[Scored], task: Any) -> Iterator[Scored]:
         read = self.parts.read
@@ -249,6 +272,12 @@ class _Job:
         except DataError:
             self.parts.write_quarantine(out, self.unreadable)
             raise
+
+
+def _network_parts(encoded: Batch) -> Iterator[Batch]:
+    """The rows that go through the network at once."""
+    for start in range(0, max(len(encoded), 1), _NETWORK_ROWS):
+        yield encoded.rows(slice(start, start + _NETWORK_ROWS))
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,18 @@ import polars as pl
 import torch
 
 from features.batch import Batch
-from features.errors import ConfigError
-from features.spec import FeatureSpec
+from features.errors import ArtifactError, ConfigError, DataError
+from features.spec import FeatureSpec, NumberFeature, VectorFeature
 from recsys.serving.bundle import Bundle, load_bundle, making_sense
 from recsys.serving.calibration import sigmoid
 from recsys.serving.network_inputs import NetworkInputs
 from recsys.serving.registry import Registry, is_model_uri
 from recsys.serving.small_frames import FrameEncoder
 
+TOO_LARGE = "a number is so large that there is no probability"
+
 _WARM_UP_ROWS = (1, 1, 64)
+_FEW = 8
 
 
 class Scorer:
@@ -103,8 +108,9 @@ class Scorer:
 
         Raises:
             ConfigError: columns are shared by rows that are no mappings.
-            DataError: a feature's column is missing, given twice or of the wrong dtype; or the batch is of another
-                model.
+            DataError: a feature's column is missing, given twice or of the wrong dtype; the batch is of another model;
+                or a number is so large that there is no probability.
+            ArtifactError: the model gives no probability, whatever the numbers.
         """
         pipeline = self.bundle.pipeline
         if isinstance(rows, pl.DataFrame | Batch):
@@ -117,6 +123,54 @@ class Scorer:
             batch = self._inputs.check(rows if isinstance(rows, Batch) else self.encode_frame(rows))
         else:
             batch = pipeline.encode(rows, shared=shared)
+        logits = self._logits(batch)
+        if not _finite(logits):
+            found = self.without_probability(batch)
+            raise DataError(
+                f"{TOO_LARGE} (in {len(found)} row{'s' if len(found) > 1 else ''})",
+                field=next(iter(found.values())),
+                expected="numbers of the size that the model was trained on",
+                mend="write null for what is not known, or train with `clip`",
+            )
+        return self._probabilities(logits)
+
+    def without_probability(self, batch: Batch) -> dict[int, str]:
+        """The rows in which a number is so large that the network overflows, and the column of the largest.
+
+        Args:
+            batch: encoded by this model's pipeline.
+
+        Raises:
+            ArtifactError: the model gives no probability, whatever the numbers.
+        """
+        rows = np.flatnonzero(~np.isfinite(self._logits(batch)).all(1))
+        if not len(rows):
+            return {}
+        bad = batch.rows(rows.tolist())
+        without = dataclasses.replace(bad, dense=torch.zeros_like(bad.dense), vectors=torch.zeros_like(bad.vectors))
+        if not np.isfinite(self._logits(without)).all():
+            raise ArtifactError(
+                "the model gives no probability, whatever the numbers",
+                found=f"{len(rows)} of {len(batch)} rows",
+                mend="train it again, or convert it again",
+            )
+        layout = self.bundle.pipeline.layout
+        names = list(layout.dense_names)
+        for name, size in zip(layout.vector_names, layout.vector_sizes, strict=True):
+            names += [name] * size
+        columns = {f.name: f.column for f in self.spec.features if isinstance(f, NumberFeature | VectorFeature)}
+        largest = torch.cat((bad.dense, bad.vectors), 1).abs().argmax(1).tolist()
+        return {row: columns.get(names[place], names[place]) for row, place in zip(rows.tolist(), largest, strict=True)}
+
+    def _logits(self, batch: Batch) -> np.ndarray:
+        """[B, T] of an encoded batch."""
         with torch.inference_mode():
-            logits = self._network(self._inputs(batch))
-        return self._probabilities(logits.numpy())
+            logits: np.ndarray = self._network(self._inputs(batch)).numpy()
+        return logits
+
+
+def _finite(logits: np.ndarray) -> bool:
+    """Whether all are; of a few, numpy takes ten times as long to say it."""
+    if logits.size <= _FEW:
+        return all(map(math.isfinite, logits.ravel().tolist()))
+    return bool(np.isfinite(logits).all())

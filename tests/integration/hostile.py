@@ -113,15 +113,19 @@ def bodies(count: int, seed: int, rows: list[dict[str, Any]]) -> Iterator[Hostil
     """
     draw = random.Random(seed)
     frame = pa.Table.from_pylist(rows)
-    streams = [stream(frame), stream(_other_layout(frame)), stream(frame.slice(0, 0))]
+    tables = {"/v1/score": frame, "/v1/rank": _candidates(frame)}
+    streams = {
+        path: [stream(table), stream(_other_layout(table)), stream(table.slice(0, 0))] for path, table in tables.items()
+    }
     kinds = [*_JSON, *_ARROW]
     for number in range(count):
         kind = kinds[number % len(kinds)]
         if kind in _ARROW:
-            body = _ARROW[kind](draw, draw.choice(streams), frame)
-            yield Hostile(kind, "/v1/score", ARROW, body)
+            path = draw.choice(list(tables))
+            body = _ARROW[kind](draw, draw.choice(streams[path]), tables[path])
+            yield Hostile(kind, path, ARROW, body)
         else:
-            path = draw.choice(["/v1/score", "/v1/rank"])
+            path = draw.choice(list(tables))
             yield Hostile(kind, path, JSON, _JSON[kind](draw, _request(draw, path, rows)))
 
 
@@ -142,6 +146,14 @@ def _request(draw: random.Random, path: str, rows: list[dict[str, Any]]) -> dict
     return {"user": {name: rows[0][name] for name in shared}, "candidates": candidates, "k": 2, "by": "p_click"}
 
 
+def _candidates(table: pa.Table) -> pa.Table:
+    """The rows as candidates of one user, who has some of the columns."""
+    of_user = table.column_names[::4]
+    user = table.select(of_user).to_pylist()[0]
+    told = {"request": json.dumps({"user": user, "k": 2, "by": "p_click"})}
+    return table.drop_columns(of_user).replace_schema_metadata(told)
+
+
 def _other_layout(table: pa.Table) -> pa.Table:
     """The same values in dictionaries, large lists, small and unsigned numbers."""
     columns = []
@@ -154,7 +166,7 @@ def _other_layout(table: pa.Table) -> pa.Table:
         elif pa.types.is_floating(kind):
             column = column.cast(pa.float32())
         columns.append(column)
-    return pa.table(columns, names=table.column_names)
+    return pa.table(columns, names=table.column_names).replace_schema_metadata(table.schema.metadata)
 
 
 # JSON

@@ -68,7 +68,8 @@ def fill(server: Server, requests: Any) -> Counter[tuple[str, int]]:
         if answer.status != 200:
             assert json.loads(text)["error"]["message"]
         elif request.media == ARROW:
-            assert pa.ipc.open_stream(text).read_all().column_names == ["p_click", "p_buy"]
+            index = ["index"] if request.path == "/v1/rank" else []
+            assert pa.ipc.open_stream(text).read_all().column_names == [*index, "p_click", "p_buy"]
         else:
             assert json.loads(text)["model"] == "clicks"
     return tally

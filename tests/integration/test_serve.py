@@ -276,6 +276,24 @@ def test_rank_gives_the_best_candidates_of_a_user(server: Server, store: Store) 
     assert [item["index"] for item in everything["ranking"]] == np.argsort(-expected[:, 0], kind="stable").tolist()
 
 
+def test_rank_in_arrow_is_rank_in_json(server: Server) -> None:
+    candidates = [{name: row[name] for name in ("item", "tags", "price")} for row in rows(80, seed=9, users=60)]
+    asked = {"user": {"user": 7, "at": 123_456}, "k": 12, "by": "p_buy"}
+    told = server.http.post("/v1/rank", json={**asked, "candidates": candidates}).json()
+    table = pa.Table.from_pylist(candidates).replace_schema_metadata({"request": json.dumps(asked)})
+    headers = {"Content-Type": ARROW, "X-Request-Id": "in-arrow"}
+    answer = server.http.post("/v1/rank", content=arrow_body(table), headers=headers)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, ARROW), answer.text
+    ranking = pa.ipc.open_stream(answer.content).read_all()
+    assert ranking.to_pylist() == told["ranking"]
+    assert len(ranking) == 12
+    who = {"model": "clicks", "version": "1", "request_id": "in-arrow"}
+    assert {name.decode(): value.decode() for name, value in ranking.schema.metadata.items()} == who
+    wrong = table.replace_schema_metadata({"request": json.dumps({**asked, "by": "p_sale"})})
+    refused = server.http.post("/v1/rank", content=arrow_body(wrong), headers=headers)
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "by")
+
+
 ROW = {"user": 1, "item": "a", "tags": [], "price": 1.0, "at": 0}
 BAD = [
     ("/v1/score", b"{", 400, None, "no JSON"),

@@ -276,6 +276,28 @@ def test_quarantine_sets_rows_and_lines_aside_and_counts_them(bundle: Path, tmp_
     assert names(tmp_path) == ["logs", "scores.parquet"]
 
 
+def test_numbers_too_large_for_a_probability_are_bad_values(bundle: Path, tmp_path: Path) -> None:
+    bad = [3, 40, 41]
+    dirty = events(64).with_columns(
+        price=pl.when(pl.int_range(pl.len()).is_in(bad)).then(pl.lit(-1e300)).otherwise("price"),
+        user=pl.when(pl.int_range(pl.len()) == 5).then(pl.lit("u5")).otherwise(pl.col("user").cast(pl.String)),
+    )
+    dirty.with_columns(user=pl.col("user").str.replace("u5", "5")).write_parquet(tmp_path / "strict.parquet")
+    with pytest.raises(DataError, match=r"price: a number is so large that there is no probability \(in 1 row\)"):
+        run(bundle, tmp_path / "strict.parquet", tmp_path / "scores.parquet")
+    assert names(tmp_path) == ["strict.parquet"]
+    dirty.write_parquet(tmp_path / "in.parquet")
+    out = tmp_path / "scores.parquet"
+    result = run(bundle, tmp_path / "in.parquet", out, keep=["row"], quarantine=True, max_bad_share=0.1)
+    check(bundle, out, events(64).filter(~pl.int_range(pl.len()).is_in([*bad, 5])))
+    assert result["rows"] == 60
+    assert result["quarantined"]["price: a number is so large that there is no probability"] == 3
+    assert sum(result["quarantined"].values()) == 4
+    rows = pl.concat(pl.read_parquet(path) for path in sorted((tmp_path / "scores.parquet.quarantine").glob("rows-*")))
+    assert rows.select("__place__", "price").rows()[::2] == [(3, -1e300), (40, -1e300)]
+    assert rows["__place__"].to_list() == [3, 5, 40, 41]
+
+
 def config_with_side_table(folder: Path, users: pl.DataFrame) -> Path:
     users.write_csv(folder / "users.csv")
     config = {

@@ -34,7 +34,7 @@ from recsys.serving.server.prediction_log import PredictionLog, Write
 from recsys.serving.server.refusal import Refusal
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
-from recsys.serving.server.shadow_feed import RANK, SCORE, SCORE_ARROW, Answered, ShadowFeed
+from recsys.serving.server.shadow_feed import RANK, RANK_ARROW, SCORE, SCORE_ARROW, Answered, ShadowFeed
 from recsys.serving.server.stats import LiveStats
 from recsys.serving.server.traffic import TrafficSplit
 from recsys.serving.server.watcher import ModelWatcher
@@ -109,13 +109,13 @@ class _Worker:
         self._add("GET", "/v1/models", self._models, "What is served.", question("Models", model=True))
         self._add("GET", "/metrics", self._metrics_text, "Metrics for Prometheus.", question())
         self._add("GET", "/openapi.json", self._openapi, "This description.", question("Description", model=True))
-        self._add("POST", "/v1/score", self._score, "Probabilities of rows.", openapi.operation("Score", streams=True))
+        self._add("POST", "/v1/score", self._score, "Probabilities of rows.", openapi.operation("Score"))
         self._add(
             "POST",
             "/v1/rank",
             self._rank,
             "The best of many candidates for one user.",
-            openapi.operation("Rank", streams=False),
+            openapi.operation("Rank"),
         )
 
     def _add(
@@ -266,22 +266,27 @@ class _Worker:
         with self._taken():
             request_id, deadline = _request_id(request), self._deadline(request)
             model = self._dealt(request_id)
-            _content_type(request, (JSON,))
-            fields = Fields()
+            kind = _content_type(request, (JSON, arrow.MEDIA_TYPE))
             body = await self._body(request, deadline)
-            asked = self._bodies.rank(body, model, fields)
+            fields = Fields()
+            read = self._bodies.rank_rows if kind == JSON else self._bodies.rank_frame
+            asked = read(body, model, fields)
             scores = await self._dispatcher.score(model, asked.candidates, asked.user, deadline)
             self._count(fields)
             if self._log is not None:
                 at = time.time()
                 self._log.add(model, request_id, asked.candidates, asked.user, scores, at)
-                self._offer(model, request_id, at, RANK, body)
+                self._offer(model, request_id, at, RANK if kind == JSON else RANK_ARROW, body)
             # Equal scores stay in the order of the request.
             best = np.argsort(-scores[:, asked.by], kind="stable")[: asked.k]
+            who = {"model": model.name, "version": model.version, "request_id": request_id}
+            if kind == arrow.MEDIA_TYPE:
+                columns = {"index": best} | dict(zip(model.outputs, scores[best].T, strict=True))
+                stream = arrow.write_stream(columns, who)
+                return Response(stream, media_type=arrow.MEDIA_TYPE, headers=_version_headers(model, request_id))
             ranking = [
                 {"index": int(place), **dict(zip(model.outputs, scores[place].tolist(), strict=True))} for place in best
             ]
-            who = {"model": model.name, "version": model.version, "request_id": request_id}
             return _answer(who | {"ranking": ranking}, headers=_version_headers(model, request_id))
 
     @contextlib.contextmanager

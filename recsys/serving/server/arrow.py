@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,33 @@ _COMPRESSION = 3
 """Places of fields in the tables Message, DictionaryBatch and RecordBatch of Arrow's Message.fbs."""
 
 
-def read_stream(
-    body: bytes, columns: Mapping[str, Any], max_rows: int, max_list: int
-) -> tuple[pl.DataFrame, list[str]]:
+@dataclass(frozen=True)
+class Stream:
+    """What was read of a stream.
+
+    Attributes:
+        frame: The columns that were asked for.
+        others: Names of the other columns.
+        metadata: Of its schema.
+    """
+
+    frame: pl.DataFrame
+    others: list[str]
+    metadata: Mapping[bytes, bytes]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the frame.
+
+        Raises:
+            Refusal: A value is none that Python has, such as a time in an unknown zone or of the year 10000.
+        """
+        try:
+            return self.frame.to_dicts()
+        except (ArithmeticError, LookupError, ValueError, *_POLARS) as error:
+            raise _malformed(first_line(error)) from None
+
+
+def read_stream(body: bytes, columns: Mapping[str, Any], max_rows: int, max_list: int) -> Stream:
     """Reads some columns of a stream.
 
     Args:
@@ -34,9 +59,6 @@ def read_stream(
         max_rows: Rows of all its batches.
         max_list: Elements of a list.
 
-    Returns:
-        The columns that were asked for, and the names of the others.
-
     Raises:
         Refusal: It is no stream, compressed, damaged, or larger than the limits; nothing large is made before that
             is known.
@@ -44,7 +66,7 @@ def read_stream(
     try:
         _require_plain(body)
         with pa.ipc.open_stream(body) as reader:
-            names = reader.schema.names
+            names, metadata = reader.schema.names, reader.schema.metadata or {}
             known = [name for name in names if name in columns]
             if len(set(names)) < len(names):
                 raise _malformed("two columns have one name")
@@ -67,9 +89,9 @@ def read_stream(
                 # Elements that belong to no row, which may be many without a byte.
                 require_length(name, sum(len(chunk.values) for chunk in table[name].chunks), max_rows * max_list)
         frame = pl.DataFrame(pl.from_arrow(table))
-    except (pa.ArrowException, *_POLARS, OSError, ValueError, TypeError) as error:
+    except (pa.ArrowException, *_POLARS, OSError, ValueError, TypeError, struct.error) as error:
         raise _malformed(first_line(error)) from None
-    return frame, [name for name in names if name not in columns]
+    return Stream(frame, [name for name in names if name not in columns], metadata)
 
 
 def write_stream(columns: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

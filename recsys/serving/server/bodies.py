@@ -18,6 +18,9 @@ from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
 
 JSON = "application/json"
+REQUEST = "request"
+"""Key in the metadata of an Arrow stream of candidates; its value is the JSON body without the candidates."""
+_RANK_KEYS = ("user", "candidates", "k", "by")
 
 
 @dataclass
@@ -73,32 +76,50 @@ class BodyReader:
         Raises:
             Refusal: It is no such stream, or has too many rows, or columns it may not have.
         """
-        frame, unknown = arrow.read_stream(body, model.types, self._max_rows, self._max_list)
-        self._check_unknown(unknown, model, fields, frame.height)
+        stream = arrow.read_stream(body, model.types, self._max_rows, self._max_list)
+        frame = stream.frame
+        self._check_unknown(stream.others, model, fields, frame.height)
         absent = [column for column in model.types if column not in frame.columns]
         for column in absent:
             fields.missing[column] += frame.height
         return frame.with_columns(pl.lit(None).alias(column) for column in absent)
 
-    def rank(self, body: bytes, model: ServedModel, fields: Fields) -> RankRequest:
+    def rank_rows(self, body: bytes, model: ServedModel, fields: Fields) -> RankRequest:
         """The user and candidates of `{"user": {...}, "candidates": [...], "k": 10, "by": "p_click"}`.
 
         Raises:
             Refusal: It is not that.
         """
-        data = _object(body, ("user", "candidates", "k", "by"), ("candidates",))
+        data = _object(body, _RANK_KEYS, ("candidates",))
+        rows = data["candidates"]
+        self._check_rows(rows, "candidates")
+        return self._rank(data, rows, set().union(*rows), model, fields)
+
+    def rank_frame(self, body: bytes, model: ServedModel, fields: Fields) -> RankRequest:
+        """The candidates of an Arrow IPC stream, and from its schema's metadata what is asked about them.
+
+        Raises:
+            Refusal: It is no such stream, or has too many rows, or columns it may not have; or its metadata is wrong.
+        """
+        stream = arrow.read_stream(body, model.types, self._max_rows, self._max_list)
+        told = stream.metadata.get(REQUEST.encode(), b"{}")
+        data = _object(told, tuple(key for key in _RANK_KEYS if key != "candidates"), (), f"the metadata {REQUEST!r}")
+        self._check_unknown(stream.others, model, fields, stream.frame.height)
+        return self._rank(data, stream.rows(), set(stream.frame.columns), model, fields)
+
+    def _rank(
+        self, data: dict[str, Any], rows: list[dict[str, Any]], in_rows: set[str], model: ServedModel, fields: Fields
+    ) -> RankRequest:
+        """What is asked about candidates that have these columns."""
         user = data.get("user", {})
         if not isinstance(user, dict):
             raise _wrong("user", user, "an object of fields")
-        rows = data["candidates"]
-        self._check_rows(rows, "candidates")
         by = data.get("by", model.outputs[0])
         if by not in model.outputs:
             raise _wrong("by", by, f"one of {list_names(model.outputs)}")
         k = data.get("k", self._max_rows)
         if type(k) is not int or k < 1:
             raise _wrong("k", k, "a whole number above 0")
-        in_rows: set[str] = set().union(*rows) if rows else set()
         twice = sorted(in_rows.intersection(user).intersection(model.types))
         if twice:
             raise Refusal(422, "invalid_value", f"{twice[0]}: is given by the user and by a candidate", field=twice[0])
@@ -158,14 +179,14 @@ class BodyReader:
                 arrow.require_length(column, len(value), self._max_list)
 
 
-def _object(body: bytes, known: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
+def _object(body: bytes, known: tuple[str, ...], required: tuple[str, ...], name: str = "the body") -> dict[str, Any]:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         hint = "; NaN and Infinity are no JSON: write null" if b"NaN" in body or b"Infinity" in body else ""
-        raise _malformed(f"the body is no JSON: {error}{hint}") from None
+        raise _malformed(f"{name} is no JSON: {error}{hint}") from None
     if not isinstance(data, dict):
-        raise _malformed(f"the body is no JSON object. Found: {_kind(data)}")
+        raise _malformed(f"{name} is no JSON object. Found: {_kind(data)}")
     for key in data:
         if key not in known:
             mend = did_you_mean(key, known)

@@ -6,7 +6,7 @@ from typing import Any
 
 from features.spec import FeatureSpec, VectorFeature
 from recsys.serving.server import arrow
-from recsys.serving.server.bodies import JSON
+from recsys.serving.server.bodies import JSON, REQUEST
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
 
@@ -132,6 +132,19 @@ _STATUSES = {
     "500": "An error of the server.",
     "503": "No model yet, or the deadline passed. Retry-After says when to ask again.",
 }
+_STREAMS = {
+    "Score": (
+        "A row for each row to score, a column for each field.",
+        "A row for each row, a column of probabilities for each task; its schema's metadata names who made them.",
+    ),
+    "Rank": (
+        f"A row for each candidate, a column for each field. The schema's metadata holds under `{REQUEST}` the JSON "
+        'object of the other body without its candidates, such as `{"user": {...}, "k": 10}`.',
+        "The best candidates, best first: `index`, the place in the request, and a column of probabilities for each "
+        "task; its schema's metadata names who made them.",
+    ),
+}
+"""By operation: what the streams of requests and of answers hold."""
 LONGEST_TIMEOUT_MS = 999_999_999
 """The largest number that is read; a deadline is never later than the server's own."""
 HEADERS = [
@@ -166,17 +179,20 @@ def question(name: str | None = None, *, key: bool = True, model: bool = False) 
     return {"responses": {"200": {"description": "The answer.", "content": answer}} | described}
 
 
-def operation(name: str, *, streams: bool) -> dict[str, Any]:
+def operation(name: str) -> dict[str, Any]:
     """What a route with a body adds to its description."""
-    answer: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{name}Response"}}}
-    body: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{name}Request"}}}
-    if streams:
-        answer[arrow.MEDIA_TYPE] = body[arrow.MEDIA_TYPE] = {"schema": {"type": "string", "format": "binary"}}
+    asked, answered = _STREAMS[name]
+    answer = {JSON: {"schema": {"$ref": f"#/components/schemas/{name}Response"}}, arrow.MEDIA_TYPE: _stream(answered)}
+    body = {JSON: {"schema": {"$ref": f"#/components/schemas/{name}Request"}}, arrow.MEDIA_TYPE: _stream(asked)}
     return {
         "parameters": HEADERS,
         "requestBody": {"required": True, "content": body},
         "responses": {"200": {"description": "The scores.", "content": answer}} | errors(_STATUSES),
     }
+
+
+def _stream(holds: str) -> dict[str, Any]:
+    return {"schema": {"type": "string", "format": "binary", "description": f"An Arrow IPC stream. {holds}"}}
 
 
 def errors(statuses: dict[str, str]) -> dict[str, Any]:

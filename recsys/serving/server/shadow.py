@@ -24,7 +24,7 @@ from recsys.serving.server.prediction_log import PredictionLog, Write
 from recsys.serving.server.refusal import Refusal
 from recsys.serving.server.served import ServedModel
 from recsys.serving.server.settings import ServerSettings
-from recsys.serving.server.shadow_feed import RANK, SCORE, Answered, outcomes, read_answered, socket_of
+from recsys.serving.server.shadow_feed import RANK, RANK_ARROW, SCORE, Answered, outcomes, read_answered, socket_of
 from recsys.serving.server.version_metrics import VersionMetrics
 from recsys.serving.server.watcher import ModelWatcher
 
@@ -113,8 +113,9 @@ class _Shadow:
     def _score(self, model: ServedModel, answered: Answered, body: bytes) -> None:
         rows: list[dict[str, Any]] | pl.DataFrame
         shared = None
-        if answered.kind == RANK:
-            asked = self._bodies.rank(body, model, Fields())
+        if answered.kind in (RANK, RANK_ARROW):
+            read = self._bodies.rank_rows if answered.kind == RANK else self._bodies.rank_frame
+            asked = read(body, model, Fields())
             rows, shared = asked.candidates, asked.user
         elif answered.kind == SCORE:
             rows = self._bodies.score_rows(body, model, Fields())

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter
 from recsys.serving.server.settings import ServerSettings
 from recsys.serving.server.shares import in_share
 
-SCORE, SCORE_ARROW, RANK = "score", "score arrow", "rank"
+SCORE, SCORE_ARROW, RANK, RANK_ARROW = "score", "score arrow", "rank", "rank arrow"
 BUFFER_BYTES = 8_000_000
 """So much waits in a worker for the shadow at most."""
 _CONNECT_SECONDS = 0.2
@@ -34,7 +34,7 @@ class Answered:
         at: When it was answered, in seconds since 1970.
         name: The model that answered.
         version: Its version.
-        kind: How the body is to be read: `SCORE`, `SCORE_ARROW` or `RANK`.
+        kind: How the body is to be read: `SCORE`, `SCORE_ARROW`, `RANK` or `RANK_ARROW`.
     """
 
     request_id: str

@@ -260,3 +260,29 @@ def test_columns_of_a_batch_need_not_be_contiguous(scorer: Scorer) -> None:
 def test_a_registered_model_needs_its_store() -> None:
     with pytest.raises(ConfigError, match="tracking_uri"):
         Scorer.load("models:/clicks@champion")
+
+
+def test_a_number_too_large_for_a_probability_is_refused_and_named(scorer: Scorer) -> None:
+    good = events(4, seed=5)
+    large = good.with_columns(price=pl.Series([1.0, 1e300, 2.0, -1e300]))
+    for rows in (large, large.to_dicts(), scorer.bundle.pipeline.encode_frame(large)):
+        with pytest.raises(DataError, match=r"no probability \(in 2 rows\)") as refused:
+            scorer.score(rows)
+        assert refused.value.field == "price"
+    encoded = scorer.bundle.pipeline.encode_frame(large)
+    assert scorer.without_probability(encoded) == {1: "price", 3: "price"}
+    assert scorer.without_probability(encoded.rows([0, 2])) == {}
+    assert np.isfinite(scorer.score(encoded.rows([0, 2]))).all()
+
+
+def test_a_model_that_gives_none_is_not_the_numbers_fault(scorer: Scorer) -> None:
+    broken = Scorer(scorer.bundle)
+    asked = scorer.bundle.pipeline.encode_frame(events(3, seed=6))
+    weights = next(iter(broken.bundle.model.network.parameters()))
+    before = weights.detach().clone()
+    try:
+        weights.data.fill_(float("nan"))
+        with pytest.raises(ArtifactError, match=r"whatever the numbers. Found: 3 of 3 rows"):
+            broken.score(asked)
+    finally:
+        weights.data.copy_(before)

@@ -33,12 +33,20 @@ def stream(table: pa.Table, **options: Any) -> bytes:
 
 
 ARROW = stream(pa.Table.from_pylist([ROW, dict.fromkeys(ROW)]))
-BODIES = (json.dumps({"rows": [ROW]}).encode(), ARROW, json.dumps({"user": {"user": 1}, "candidates": [ROW]}).encode())
+USER = {"user": 1}
+CANDIDATES = pa.Table.from_pylist([{name: ROW[name] for name in ("item", "tags", "price")}, {"item": "b"}])
+RANKED = CANDIDATES.replace_schema_metadata({"request": json.dumps({"user": USER, "k": 1}), "pandas": "{}"})
+BODIES = (
+    json.dumps({"rows": [ROW]}).encode(),
+    ARROW,
+    json.dumps({"user": USER, "candidates": CANDIDATES.to_pylist(), "k": 1}).encode(),
+    stream(RANKED),
+)
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[int, bytes]:
-    kind = draw(st.integers(0, 2))
+    kind = draw(st.integers(0, 3))
     body = bytearray(BODIES[kind])
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, max(0, len(body) - 1)))
@@ -58,10 +66,10 @@ def mutated(draw: st.DrawFn) -> tuple[int, bytes]:
 @given(mutated())
 def test_a_mutated_body_is_scored_or_refused(model: ServedModel, drawn: tuple[int, bytes]) -> None:
     kind, body = drawn
-    read = (reader().score_rows, reader().score_frame, reader().rank)[kind]
+    read = (reader().score_rows, reader().score_frame, reader().rank_rows, reader().rank_frame)[kind]
     try:
         found = read(body, model, Fields())
-        rows, shared = (found.candidates, found.user) if kind == 2 else (found, None)
+        rows, shared = (found.candidates, found.user) if kind >= 2 else (found, None)
         scores = model.score(model.encode(rows, shared))
     except (Refusal, DataError):
         return
@@ -84,10 +92,48 @@ def test_what_is_left_out_is_null_and_counted_and_what_is_more_is_counted(model:
 def test_fields_of_a_rank_request_are_counted_a_candidate_each(model: ServedModel) -> None:
     fields = Fields()
     body = {"user": {"user": 1}, "candidates": [{"item": "a"}, {"tags": ["x"]}], "k": 1}
-    asked = reader().rank(json.dumps(body).encode(), model, fields)
+    asked = reader().rank_rows(json.dumps(body).encode(), model, fields)
     assert asked.candidates == [{"item": "a", "tags": None}, {"item": None, "tags": ["x"]}]
     assert asked.user == {"user": 1, "price": None}
     assert fields.missing == {"item": 1, "tags": 1, "price": 2}
+
+
+def test_candidates_in_arrow_are_those_in_json(model: ServedModel) -> None:
+    of_json, of_arrow = Fields(), Fields()
+    asked = reader().rank_frame(BODIES[3], model, of_arrow)
+    assert asked == reader().rank_rows(BODIES[2], model, of_json)
+    assert (asked.user, asked.k) == (USER, 1)
+    assert asked.candidates[1] == {"item": "b", "tags": None, "price": None}
+    assert of_arrow == of_json == Fields()
+    fields = Fields()
+    asked = reader().rank_frame(stream(pa.table({"item": ["a", "b"], "more": [1, 2]})), model, fields)
+    assert (asked.user, asked.k) == ({"user": None, "tags": None, "price": None}, 50)
+    assert (fields.missing, fields.unknown) == ({"user": 2, "tags": 2, "price": 2}, 2)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "field", "says"),
+    [
+        ("{", 400, None, "the metadata 'request' is no JSON"),
+        ("[]", 400, None, "the metadata 'request' is no JSON object"),
+        (b"\xff", 400, None, "the metadata 'request' is no JSON"),
+        ('{"usr": {}}', 422, "usr", "did you mean 'user'?"),
+        ('{"candidates": []}', 422, "candidates", "unknown key"),
+        ('{"user": {"item": "a"}}', 422, "item", "by the user and by a candidate"),
+        ('{"user": 1}', 422, "user", "an object of fields"),
+        (json.dumps({"user": {"tags": ["a"] * 21}}), 422, "tags", "list is too long"),
+        ('{"k": 0}', 422, "k", "above 0"),
+        ('{"by": "p_sale"}', 422, "by", "p_click"),
+    ],
+)
+def test_a_wrong_request_in_the_metadata_is_named(
+    model: ServedModel, request_: str | bytes, status: int, field: str | None, says: str
+) -> None:
+    table = pa.table({"item": ["a"]}).replace_schema_metadata({"request": request_})
+    with pytest.raises(Refusal) as refused:
+        reader().rank_frame(stream(table), model, Fields())
+    assert (refused.value.status, refused.value.field) == (status, field)
+    assert says in refused.value.message
 
 
 def test_unknown_fields_are_refused_if_asked_for(model: ServedModel) -> None:
