@@ -217,7 +217,7 @@ def describe_program(bundle: Bundle, *, name: str | None = None, version: int | 
         "fingerprint_version": FINGERPRINT_VERSION,
         "hash_version": plan.hash_version,
         "hash_seed": plan.hash_seed,
-        "format": plan.format,
+        "format": plan.format_name,
         "calibration": bundle.calibration.method if bundle.calibration is not None else None,
         "inputs": [told for told in inputs if told["columns"]],
         "outputs": [{"dtype": "float64", "shape": ["rows", len(labels)], "columns": labels}],

@@ -329,6 +329,7 @@ def test_compiling_needs_a_compiler(program: ExportedProgram, tmp_path: Path) ->
 OTHERS: dict[str, tuple[str, dict[str, Any], bool, Calibration | None]] = {
     "fp32": ("fp32", {}, False, CALIBRATION),
     "bf16, fm": ("bf16", {"interaction": "fm"}, False, None),
+    "int8-table": ("int8-table", {}, False, None),
     "int8, ipnn": ("int8", {"interaction": "ipnn"}, False, CALIBRATION),
     "int2, dcn": ("int2", {"interaction": "dcn"}, False, None),
     "pruned, stacked": ("int8", {"structure": "stacked"}, True, CALIBRATION),
