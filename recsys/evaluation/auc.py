@@ -175,12 +175,43 @@ def group_auc(labels: np.ndarray, scores: np.ndarray, group: np.ndarray, weight:
     if len(keys) != len(labels):
         raise DataError("not one key a row", field="group", found=f"{len(keys)} keys for {len(labels)} rows")
     if weight is not None:
-        return _weighted_groups(*columns(labels, scores, weight), group_codes(keys)[0])
+        weights, values = aucs_of_groups(*columns(labels, scores, weight), *group_codes(keys))
+        both = weights > 0
+        return GroupAuc(values[both], weights[both], int((~both).sum()))
     keys = keys.astype(np.int64, copy=False) if keys.dtype.kind in "iub" else group_codes(keys)[0]
     y, s = _binary(labels), _floats(scores)
     require_same_rows(y, s, y)
     _require_finite(s, s)
     return _bucketed_groups(y, s, np.ascontiguousarray(keys))
+
+
+def aucs_of_groups(
+    y: np.ndarray, scores: np.ndarray, w: np.ndarray, codes: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and the AUC of each of n groups, both 0 where a group has one class only.
+
+    Args:
+        y: [N] in {0, 1}.
+        scores: [N].
+        w: [N] weights.
+        codes: [N] number of each row's group.
+        n: Number of groups.
+
+    >>> aucs_of_groups(np.array([0, 1, 1]), np.array([0.1, 0.4, 0.3]), np.ones(3), np.array([0, 0, 1]), 2)
+    (array([2., 0.]), array([1., 0.]))
+    """
+    order = np.lexsort((scores, codes))
+    code, s = codes[order], scores[order]
+    positive, negative = (np.where(side, w, 0.0)[order] for side in (y > 0, y <= 0))
+    ties = np.cumsum(np.r_[False, (code[1:] != code[:-1]) | (s[1:] != s[:-1])][: len(code)])
+    of_tie = np.bincount(ties, weights=negative)
+    totals = [np.bincount(code, weights=side, minlength=n) for side in (positive, negative)]
+    # negatives of all groups before this one do not count
+    before = (np.cumsum(of_tie) - of_tie / 2)[ties] - (np.cumsum(totals[1]) - totals[1])[code]
+    wins = np.bincount(code, weights=positive * before, minlength=n)
+    both = (totals[0] > 0) & (totals[1] > 0)
+    value = np.divide(wins, totals[0] * totals[1], out=np.zeros(n), where=both)
+    return np.where(both, totals[0] + totals[1], 0.0), value
 
 
 def group_codes(group: np.ndarray) -> tuple[np.ndarray, int]:
@@ -300,25 +331,6 @@ def _bucketed_groups(y: np.ndarray, s: np.ndarray, keys: np.ndarray) -> GroupAuc
     kept = [slice(begin, end) for begin, end in zip(starts[:-1], ends, strict=True)]
     values = np.concatenate([out_scores[part] for part in kept])
     return GroupAuc(values, np.concatenate([out_keys[part] for part in kept]).astype(float), int(groups[:, 1].sum()))
-
-
-def _weighted_groups(y: np.ndarray, s: np.ndarray, w: np.ndarray, codes: np.ndarray) -> GroupAuc:
-    if len(y) == 0:
-        return GroupAuc(np.empty(0), np.empty(0), 0)
-    order = np.lexsort((s, codes))
-    g, scores = codes[order], s[order]
-    positive, negative = (w * y)[order], (w * (1 - y))[order]
-    new_group = np.r_[True, g[1:] != g[:-1]]
-    tie = np.flatnonzero(new_group | np.r_[True, scores[1:] != scores[:-1]])
-    positives, negatives = np.add.reduceat(positive, tie), np.add.reduceat(negative, tie)
-    first = np.flatnonzero(new_group[tie])
-    before = np.cumsum(negatives) - negatives
-    below = before - np.repeat(before[first], np.diff(np.r_[first, len(tie)]))
-    wins = np.add.reduceat(positives * (below + 0.5 * negatives), first)
-    n_positive, n_negative = np.add.reduceat(positives, first), np.add.reduceat(negatives, first)
-    both = (n_positive > 0) & (n_negative > 0)
-    values = wins[both] / (n_positive[both] * n_negative[both])
-    return GroupAuc(values, (n_positive + n_negative)[both], int((~both).sum()))
 
 
 def _losses_of_keys(y: np.ndarray, s: np.ndarray, negatives: int) -> _Losses | None:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from features.errors import DataError
+from recsys.evaluation.auc import aucs_of_groups
 from recsys.evaluation.bootstrap import resampled_sums
 from recsys.evaluation.folded import folded_error, folded_interval, folded_p_value
 from recsys.evaluation.metrics import evaluate, row_losses
@@ -298,35 +299,9 @@ def _statistics(
     sums = {key: _sums(values, units, n) for key, values in rows.items()}
     if group is not None:
         for name, scores in p.items():
-            share, value = group_aucs(y, scores, w, units, n)
+            share, value = aucs_of_groups(y, scores, w, units, n)
             sums |= {"share": share, f"gauc {name}": share * value}
     return sums
-
-
-def group_aucs(
-    y: np.ndarray, scores: np.ndarray, w: np.ndarray, units: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The weight and the AUC of each of n groups, both 0 where a group has one class only.
-
-    Args:
-        y: [N] in {0, 1}.
-        scores: [N].
-        w: [N] weights.
-        units: [N] number of each row's group.
-        n: Number of groups.
-    """
-    order = np.lexsort((scores, units))
-    unit, s = units[order], scores[order]
-    positive, negative = (np.where(side, w, 0.0)[order] for side in (y > 0, y <= 0))
-    ties = np.cumsum(np.r_[False, (unit[1:] != unit[:-1]) | (s[1:] != s[:-1])])
-    of_tie = np.bincount(ties, weights=negative)
-    totals = [np.bincount(unit, weights=side, minlength=n) for side in (positive, negative)]
-    # negatives of all groups before this one do not count
-    before = (np.cumsum(of_tie) - of_tie / 2)[ties] - (np.cumsum(totals[1]) - totals[1])[unit]
-    wins = np.bincount(unit, weights=positive * before, minlength=n)
-    both = (totals[0] > 0) & (totals[1] > 0)
-    value = np.divide(wins, totals[0] * totals[1], out=np.zeros(n), where=both)
-    return np.where(both, totals[0] + totals[1], 0.0), value
 
 
 def _bootstrap(

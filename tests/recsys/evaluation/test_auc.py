@@ -147,6 +147,22 @@ def test_groups_have_the_auc_of_their_rows(keys: str, weighted: bool) -> None:
     assert found.single_class == single > 0
 
 
+@given(seed=st.integers(0, 1000), rows=st.integers(0, 60))
+@settings(max_examples=40)
+def test_aucs_of_groups_are_those_of_each_group_alone(seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    y, s = rng.integers(0, 2, rows).astype(float), rng.integers(0, 5, rows) / 4
+    w, units = rng.uniform(0.1, 2, rows), rng.integers(0, 6, rows)
+    share, value = auc.aucs_of_groups(y, s, w, units, 6)
+    for unit in range(6):
+        here = units == unit
+        if 0 < y[here].sum() < here.sum():
+            assert value[unit] == pytest.approx(auc.delong(y[here], s[here], w[here]).value)
+            assert share[unit] == pytest.approx(w[here].sum())
+        else:
+            assert share[unit] == value[unit] == 0
+
+
 def test_groups_over_several_threads() -> None:
     labels, scores, _ = sample(auc._PARALLEL_ROWS * 2, 50)
     group = np.random.default_rng(1).integers(0, 20_000, len(labels))

@@ -7,11 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from features.errors import DataError
-from recsys.evaluation.compare import METRICS, PairDifference, compare, group_aucs, holm
+from recsys.evaluation.compare import METRICS, PairDifference, compare, holm
 from recsys.evaluation.divisions import Division
 from recsys.evaluation.metrics import auc, evaluate, gauc, row_losses
 from recsys.evaluation.paired import paired_auc, paired_logloss
@@ -85,22 +83,6 @@ def test_by_group_the_error_is_that_of_whole_groups_drawn_anew() -> None:
         difference = found.of(metric, "good", "poor")
         assert difference is not None
         assert difference.error == pytest.approx(np.std(values, ddof=1), rel=0.15)
-
-
-@given(seed=st.integers(0, 1000), rows=st.integers(1, 60))
-@settings(max_examples=40)
-def test_aucs_of_groups_are_those_of_each_group_alone(seed: int, rows: int) -> None:
-    rng = np.random.default_rng(seed)
-    y, s = rng.integers(0, 2, rows).astype(float), rng.integers(0, 5, rows) / 4
-    w, units = rng.uniform(0.1, 2, rows), rng.integers(0, 6, rows)
-    share, value = group_aucs(y, s, w, units, 6)
-    for unit in range(6):
-        here = units == unit
-        if 0 < y[here].sum() < here.sum():
-            assert value[unit] == pytest.approx(auc(y[here], s[here], w[here]))
-            assert share[unit] == pytest.approx(w[here].sum())
-        else:
-            assert share[unit] == value[unit] == 0
 
 
 def coverage(runs: int, rows: int, resamples: int) -> dict[str, float]:
