@@ -13,7 +13,7 @@ from features.derived import Derived
 from features.errors import DataError
 from features.frames import require_column
 from features.layout import Layout
-from features.ops.base import ColumnEncoder, Kind, Operator
+from features.ops.base import ColumnEncoder, Kind, Operator, shown
 from features.ops.cross import Cross
 
 Row = Mapping[str, Any]
@@ -99,7 +99,7 @@ class RequestEncoder:
                 raise DataError(
                     "is given twice, in a row and in what all rows share",
                     field=name,
-                    found=f"{row[name]!r} and {shared[name]!r}",
+                    found=f"{shown(row[name])} and {shown(shared[name])}",
                     mend="leave it out of one of them",
                 )
 

@@ -17,6 +17,8 @@ from features.errors import DataError
 Encoder = Callable[..., Any]
 ColumnEncoder = Callable[..., list[Any]]
 Schema = Mapping[str, pl.DataType]
+_LONGEST = 80
+"""Characters of a value in an error."""
 Kind = Literal["id", "bag", "number", "vector"]
 
 
@@ -50,11 +52,10 @@ class Problem:
     def error(self, sample: object, count: int | None = None) -> DataError:
         """Returns the error that shows a sample value and how many rows are bad."""
         rows = "" if count is None else f" (in {count} row{'s' if count > 1 else ''})"
-        text = repr(sample)
         return DataError(
             f"{self.what}{rows}",
             field=self.column,
-            found=text if len(text) <= 80 else text[:77] + "...",
+            found=shown(sample),
             expected=self.expected,
             mend=self.mend,
         )
@@ -166,6 +167,20 @@ class FittedOperator(Operator):
 def wrong_dtype(column: str, dtype: object, expected: str, mend: str | None = None) -> DataError:
     """Returns the error for a column, or one value, of a type that an operator cannot take."""
     return DataError("wrong dtype", field=column, found=dtype, expected=expected, mend=mend)
+
+
+def shown(value: object) -> str:
+    """Returns how an error shows a value.
+
+    Example:
+        >>> shown("a" * 100)[-8:], shown([1.5, None])
+        ('aaaaa...', '[1.5, None]')
+    """
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def plain(value: Any) -> Any:

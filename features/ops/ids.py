@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT
-from features.ops.base import Encoder, Operator, Problem, Schema, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, shown, wrong_dtype
 from features.ops.cast import hash_encoder, hash_expr
 from features.ops.lists import list_expr
 from features.spec import IdsFeature
@@ -56,10 +56,10 @@ class Ids(Operator):
                 return [NULL_FINGERPRINT]
             if separator is not None:
                 if not isinstance(value, str):
-                    raise wrong_dtype(column, repr(value), f"text with the separator {separator!r}")
+                    raise wrong_dtype(column, shown(value), f"text with the separator {separator!r}")
                 value = [piece for piece in value.split(separator) if piece]
             elif not isinstance(value, list | tuple | np.ndarray):
-                raise wrong_dtype(column, repr(value), "a list", "give a separator if the column is text")
+                raise wrong_dtype(column, shown(value), "a list", "give a separator if the column is text")
             return [encode(element) for element in value[:limit]]
 
         return encode_list

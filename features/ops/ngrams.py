@@ -14,7 +14,7 @@ import polars as pl
 
 from features.errors import DataError
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
-from features.ops.base import Encoder, Operator, Problem, Schema, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, shown, wrong_dtype
 from features.ops.text import is_text
 from features.spec import NgramsFeature
 
@@ -102,7 +102,7 @@ class Ngrams(Operator):
             if value is None:
                 return [NULL_FINGERPRINT]
             if not isinstance(value, str):
-                raise wrong_dtype(column, repr(value), "text", "cast the value to text before")
+                raise wrong_dtype(column, shown(value), "text", "cast the value to text before")
             words = find(value.translate(_TABLE) if lowercase else value)
             parts = " ".join(words) if characters else words
             grams = [separator.join(parts[start : start + n]) for n in sizes for start in range(len(parts) - n + 1)]

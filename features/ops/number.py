@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from features.errors import DataError
-from features.ops.base import Encoder, FittedOperator, Problem, Schema, plain, wrong_dtype
+from features.ops.base import Encoder, FittedOperator, Problem, Schema, plain, shown, wrong_dtype
 from features.ops.quantiles import QuantileSample, QuantileScale
 from features.ops.text import is_text, number_expr, number_of
 from features.spec import NumberFeature
@@ -215,7 +215,7 @@ def float_encoder(column: str, *, text: bool = True) -> Callable[[Any], float | 
                     raise _no_number(column).error(value)
                 value = read
             if type(value) not in (int, float):
-                raise wrong_dtype(column, repr(value), _EXPECTED, "cast the value to a number before")
+                raise wrong_dtype(column, shown(value), _EXPECTED, "cast the value to a number before")
         try:
             number = float(value)
         except OverflowError:

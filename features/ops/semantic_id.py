@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
-from features.ops.base import Encoder, Operator, Problem, Schema, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, shown, wrong_dtype
 from features.ops.cast import text_encoder, text_expr
 from features.ops.lists import list_expr
 from features.spec import SemanticIdFeature
@@ -63,7 +63,7 @@ class SemanticId(Operator):
             if value is None:
                 return [NULL_FINGERPRINT]
             if not isinstance(value, list | tuple | np.ndarray):
-                raise wrong_dtype(column, repr(value), "a list of integers", _MEND)
+                raise wrong_dtype(column, shown(value), "a list of integers", _MEND)
             codes = [read(code) for code in value[:depth]]
             if None in codes:
                 raise self._bad(pl.lit(True)).error(value)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT
-from features.ops.base import Encoder, Operator, Problem, Schema, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, shown, wrong_dtype
 from features.ops.cast import hash_encoder, hash_expr
 from features.ops.gap import GapBuckets
 from features.ops.lists import list_expr
@@ -134,4 +134,4 @@ def _within(lists: pl.Expr, tests: list[Problem]) -> list[Problem]:
 
 def _check_list(column: str, value: Any) -> None:
     if not isinstance(value, list | tuple | np.ndarray):
-        raise wrong_dtype(column, repr(value), "a list", "collect the past events into a list before")
+        raise wrong_dtype(column, shown(value), "a list", "collect the past events into a list before")

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from features.fingerprint import NULL_FINGERPRINT, fingerprint, fingerprint_expr
-from features.ops.base import Encoder, Operator, Problem, Schema, plain, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, plain, shown, wrong_dtype
 from features.ops.text import TIME_EXAMPLE, is_text, time_expr, time_of, whole_expr, whole_of
 from features.spec import TimeFeature, TimePart, TimeUnit
 
@@ -142,7 +142,7 @@ def microseconds_encoder(column: str, unit: TimeUnit | None) -> Callable[[Any], 
             value = read
         if type(value) is int:
             if unit is None:
-                raise _no_unit(column, repr(value))
+                raise _no_unit(column, shown(value))
             if not -(2**63) <= value <= _MOST or (unit != "ns" and abs(value) > _MOST // _FACTOR[unit]):
                 raise _too_large(column, pl.lit(True)).error(value)
             return value // 1000 if unit == "ns" else value * _FACTOR[unit]
@@ -151,7 +151,7 @@ def microseconds_encoder(column: str, unit: TimeUnit | None) -> Callable[[Any], 
         if isinstance(value, datetime.date):
             return (value - _EPOCH.date()).days * DAY
         raise wrong_dtype(
-            column, repr(value), "a date, a time, ISO text or an integer", "parse the value to a datetime before"
+            column, shown(value), "a date, a time, ISO text or an integer", "parse the value to a datetime before"
         )
 
     return encode

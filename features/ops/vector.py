@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.ops.base import Encoder, Operator, Problem, Schema, wrong_dtype
+from features.ops.base import Encoder, Operator, Problem, Schema, shown, wrong_dtype
 from features.ops.number import FLOAT32_MAX, float_encoder
 from features.spec import VectorFeature
 
@@ -48,7 +48,7 @@ class Vector(Operator):
             if value is None:
                 return zeros
             if not isinstance(value, list | tuple | np.ndarray):
-                raise wrong_dtype(column, repr(value), f"a list of {size} numbers")
+                raise wrong_dtype(column, shown(value), f"a list of {size} numbers")
             if len(value) != size:
                 raise self.problems({column: pl.List(pl.Float64())})[0].error(value)
             numbers = [read(element) for element in value]

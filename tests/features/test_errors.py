@@ -1,7 +1,9 @@
 """Errors read as one line and keep their parts; nearest names are found."""
 
 import pickle
+from typing import Any
 
+import polars as pl
 import pytest
 
 from features.errors import (
@@ -13,6 +15,9 @@ from features.errors import (
     list_names,
     nearest,
 )
+from features.pipeline import FeaturePipeline
+from features.spec import FeatureSpec
+from features.validation import validate
 
 
 def test_every_part_is_in_the_one_line():
@@ -46,3 +51,20 @@ def test_nearest():
 
 def test_list_names_is_cut():
     assert list_names(map(str, range(100)), limit=3) == "0, 1, 2 ... and 97 more"
+
+
+def test_a_value_nested_too_deeply_to_be_shown_is_named(nested: list[Any]) -> None:
+    spec = {"features": [{"name": "tags", "type": "ids"}, {"name": "price", "type": "number"}], "labels": ["click"]}
+    pipeline = FeaturePipeline(validate(FeatureSpec, spec)).fit(pl.DataFrame({"tags": [["a"]], "price": [1.0]}))
+    for field, row in (("tags", {"tags": nested, "price": 1.0}), ("price", {"tags": ["a"], "price": nested})):
+        with pytest.raises(DataError, match="Found: a list that is nested too deeply") as refused:
+            pipeline.encode(row)
+        assert refused.value.field == field
+
+
+@pytest.fixture(name="nested")
+def nested_fixture() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(5000):
+        value = [value]
+    return value

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from features.batch import Batch
-from features.errors import ArtifactError, DataError
+from features.errors import ArtifactError
 from recsys.serving.scorer import Scorer
 from recsys.serving.server.announcement import Announcement
 from recsys.serving.server.unseen import UnseenIds
@@ -76,10 +76,7 @@ class ServedModel:
         pipeline = self.scorer.bundle.pipeline
         if isinstance(rows, pl.DataFrame):
             return self.scorer.encode_frame(rows)
-        try:
-            return pipeline.encode(rows, shared=shared)
-        except RecursionError:  # of the error that would show the value
-            raise DataError("a value is nested too deeply", expected="plain values or lists of them") from None
+        return pipeline.encode(rows, shared=shared)
 
     def score(self, batch: Batch) -> np.ndarray:
         """[B, T] probabilities.
