@@ -11,7 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -22,11 +22,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from features.errors import RecsysError
+from features.errors import DataError
 from recsys.serving.server import arrow, openapi
 from recsys.serving.server.announcement import Announcement
 from recsys.serving.server.beside import BesideReader
-from recsys.serving.server.bodies import JSON, BodyReader, Fields
+from recsys.serving.server.bodies import JSON, BodyReader, Fields, RankRequest
 from recsys.serving.server.dispatcher import Dispatcher
 from recsys.serving.server.metrics import Metrics
 from recsys.serving.server.page import page_router
@@ -43,6 +43,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRY_AGAIN_SECONDS = 1.0
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+_Answer = TypeVar("_Answer")
 
 logger = logging.getLogger(__name__)
 
@@ -178,12 +179,10 @@ class _Worker:
                 response = await endpoint(request)
             except Refusal as refusal:
                 response = self._refuse(refusal)
-            except RecsysError as error:
+            except DataError as error:
                 response = self._refuse(Refusal.of(error))
             except (Exception, pl.exceptions.PanicException) as error:
-                # The message may hold values of a row, which do not belong into a log, nor into an answer.
-                where = "".join(traceback.format_tb(error.__traceback__))
-                logger.error("%s in %s:\n%s", type(error).__name__, path, where)
+                _tell(error, path)
                 response = self._refuse(Refusal(500, "internal", "the server failed on this request"))
             self._metrics.requests.labels(path, str(response.status_code)).inc()
             seconds.observe(time.perf_counter() - started)
@@ -241,14 +240,19 @@ class _Worker:
     async def _score(self, request: Request) -> Response:
         with self._taken():
             request_id, deadline = _request_id(request), self._deadline(request)
-            model = self._dealt(request_id)
+            champion, model = self._dealt(request_id)
             kind = _content_type(request, (JSON, arrow.MEDIA_TYPE))
             body = await self._body(request, deadline)
-            fields = Fields()
             read = self._bodies.score_rows if kind == JSON else self._bodies.score_frame
-            rows = read(body, model, fields)
-            scores = await self._dispatcher.score(model, rows, None, deadline)
-            self._count(fields)
+
+            async def ask(model: ServedModel) -> tuple[list[dict[str, Any]] | pl.DataFrame, np.ndarray]:
+                fields = Fields()
+                rows = read(body, model, fields)
+                scores = await self._dispatcher.score(model, rows, None, deadline)
+                self._count(fields)
+                return rows, scores
+
+            model, (rows, scores) = await self._answered(champion, model, ask)
             if self._log is not None:
                 logged = rows if isinstance(rows, list) else rows.to_dicts()
                 at = time.time()
@@ -265,14 +269,19 @@ class _Worker:
     async def _rank(self, request: Request) -> Response:
         with self._taken():
             request_id, deadline = _request_id(request), self._deadline(request)
-            model = self._dealt(request_id)
+            champion, model = self._dealt(request_id)
             kind = _content_type(request, (JSON, arrow.MEDIA_TYPE))
             body = await self._body(request, deadline)
-            fields = Fields()
             read = self._bodies.rank_rows if kind == JSON else self._bodies.rank_frame
-            asked = read(body, model, fields)
-            scores = await self._dispatcher.score(model, asked.candidates, asked.user, deadline)
-            self._count(fields)
+
+            async def ask(model: ServedModel) -> tuple[RankRequest, np.ndarray]:
+                fields = Fields()
+                asked = read(body, model, fields)
+                scores = await self._dispatcher.score(model, asked.candidates, asked.user, deadline)
+                self._count(fields)
+                return asked, scores
+
+            model, (asked, scores) = await self._answered(champion, model, ask)
             if self._log is not None:
                 at = time.time()
                 self._log.add(model, request_id, asked.candidates, asked.user, scores, at)
@@ -309,10 +318,30 @@ class _Worker:
             raise Refusal(503, "no_model", "there is no model yet", retry_seconds=_TRY_AGAIN_SECONDS)
         return model
 
-    def _dealt(self, request_id: str) -> ServedModel:
-        """The model that answers a request."""
-        model = self._model()
-        return model if self._split is None else self._split.deal(model, request_id)
+    def _dealt(self, request_id: str) -> tuple[ServedModel, ServedModel]:
+        """The champion, and the model that is to answer a request."""
+        champion = self._model()
+        return champion, champion if self._split is None else self._split.deal(champion, request_id)
+
+    async def _answered(
+        self, champion: ServedModel, model: ServedModel, ask: Callable[[ServedModel], Awaitable[_Answer]]
+    ) -> tuple[ServedModel, _Answer]:
+        """What a model answers, and which one did: the champion where the challenger fails.
+
+        Raises:
+            Refusal: The request is refused, by whichever model was asked.
+            DataError: A value is wrong.
+        """
+        if model is champion or self._split is None:
+            return model, await ask(model)
+        try:
+            return model, await ask(model)
+        except (Refusal, DataError):
+            raise
+        except (Exception, pl.exceptions.PanicException) as error:
+            _tell(error, f"version {model.version}, the challenger; the champion answers")
+            self._split.failed()
+        return champion, await ask(champion)
 
     def _offer(self, model: ServedModel, request_id: str, at: float, kind: str, body: bytes) -> None:
         """Lets the shadow score what the champion answered."""
@@ -355,6 +384,11 @@ class _Worker:
             self._metrics.missing.labels(field).inc(rows)
         if fields.unknown:
             self._metrics.unknown.inc(fields.unknown)
+
+
+def _tell(error: BaseException, where: str) -> None:
+    """Logs an error of ours without its message, which may hold values of a row."""
+    logger.error("%s in %s:\n%s", type(error).__name__, where, "".join(traceback.format_tb(error.__traceback__)))
 
 
 def _answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 from prometheus_client import CollectorRegistry, Histogram
 
-from features.errors import RecsysError
+from features.errors import DataError
 from recsys.serving.server.announcement import SHADOW
 from recsys.serving.server.bodies import BodyReader, Fields
 from recsys.serving.server.metrics import SECONDS, LogMetrics
@@ -101,7 +101,7 @@ class _Shadow:
         started = time.perf_counter()
         try:
             self._score(model, answered, body)
-        except (Refusal, RecsysError):
+        except (Refusal, DataError):
             return "refused"
         except (Exception, pl.exceptions.PanicException) as error:
             # The message may hold values of a row.

@@ -22,7 +22,11 @@ _BY_LABEL = {
     "recsys_ids_unseen_total": ("unseen", "field"),
     "recsys_shadow_requests_total": ("shadow_requests", "outcome"),
 }
-_PLAIN = {"recsys_requests_in_hand": "in_hand", "recsys_requests_in_hand_limit": "in_hand_limit"}
+_PLAIN = {
+    "recsys_requests_in_hand": "in_hand",
+    "recsys_requests_in_hand_limit": "in_hand_limit",
+    "recsys_challenger_failures_total": "challenger_failures",
+}
 
 
 def live_stats(families: Iterable[Metric], at: float) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def live_stats(families: Iterable[Metric], at: float) -> dict[str, Any]:
         `at`; `requests` by scoring route and status; `latency` of the scoring routes, `bounds` in seconds and `counts`
         of the answers that took at most so long, the last of all; `refused` by type; `rows` and `probability` (the sum
         over these rows, of the first task) by version; `missing`, `ids` and `unseen` by field; `shadow_requests` by
-        outcome; `in_hand` and `in_hand_limit`.
+        outcome; `in_hand` and `in_hand_limit`; `challenger_failures`, requests that the champion answered in its place.
     """
     by_label: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name, _ in _BY_LABEL.values()}
     plain = dict.fromkeys(_PLAIN.values(), 0)

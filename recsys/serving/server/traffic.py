@@ -36,6 +36,11 @@ class TrafficSplit:
         own = CollectorRegistry()
         self._share, self._refuse_unknown = settings.challenger_share, settings.unknown_fields == "refuse"
         self._requests = Counter("recsys_challenger_requests", "Requests dealt to the challenger.", registry=own)
+        self._failures = Counter(
+            "recsys_challenger_failures",
+            "Requests on which the challenger failed, so that the champion answered.",
+            registry=own,
+        )
         self._misfit = Gauge(
             "recsys_challenger_misfit",
             "1 if the challenger reads or gives other fields than the champion, so that it answers nothing.",
@@ -64,6 +69,10 @@ class TrafficSplit:
             return champion
         self._requests.inc()
         return challenger
+
+    def failed(self) -> None:
+        """Counts a request on which the challenger failed."""
+        self._failures.inc()
 
     def _judge(self, champion: ServedModel, challenger: ServedModel) -> bool:
         problem = misfit(champion, challenger, refuse_unknown=self._refuse_unknown)

@@ -98,6 +98,7 @@ function leadOf(live) {
   if (model?.alias) parts[0] += `, followed as ${model.alias}`;
   const { challenger, shadow } = live;
   if (challenger) parts.push(challenger.version === null ? "no challenger yet" : `challenger ${challenger.version} for ${percent(challenger.share)} of the requests`);
+  if (live.challenger_failures > 0) parts.push(`the challenger failed on ${live.challenger_failures} requests, which the champion answered`);
   if (shadow) parts.push(shadow.version === null ? "no shadow yet" : `shadow ${shadow.version} on ${percent(shadow.sample)}`);
   return `${parts.join("; ")}.`;
 }

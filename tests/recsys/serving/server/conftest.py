@@ -41,12 +41,15 @@ def model(models: tuple[ServedModel, ServedModel]) -> ServedModel:
     return models[0]
 
 
-def make(folder: Path, seed: int, spec: dict[str, Any] = SPEC) -> ServedModel:
+def make(folder: Path, seed: int, spec: dict[str, Any] = SPEC, *, broken_row: int | None = None) -> ServedModel:
+    """A model; the weights of one row of its table are no numbers if that is asked for."""
     pipeline = FeaturePipeline(validate(FeatureSpec, spec)).fit(FRAME)
     ids = pipeline.encode_frame(FRAME).ids.numpy()
     counts = {name: (ids[:, place], ids[:, place] * 0 + 1) for place, name in enumerate(pipeline.layout.id_names)}
     config = EmbeddingConfig.model_validate({"width": 4, "rows": 20, "init_scale": 1.0})
     plan = plan_embedding(pipeline.layout, config, counts)
     network = CTRModel(pipeline.layout, plan, ModelConfig.model_validate({"hidden": (8,)}), seed=seed).eval()
+    if broken_row is not None:
+        network.embedding.table.stored()[broken_row] = float("nan")
     save_bundle(folder, model=network, pipeline=pipeline)
     return ServedModel.load(Announcement("clicks", str(seed), "champion", None, str(folder), 0.0))

@@ -46,6 +46,7 @@ def test_the_figures_are_those_of_the_scoring_routes() -> None:
         "shadow_requests": {},
         "in_hand": 0,
         "in_hand_limit": 128,
+        "challenger_failures": 0,
     }
 
 
