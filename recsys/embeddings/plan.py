@@ -168,6 +168,11 @@ class EmbeddingPlan:
         indices = self.exact_values * self.key_bits // 8 + self.hot_slots * HOT_KEY_BYTES
         return self.rows * self.row_bytes + indices + (self.pruned.index_bytes if self.pruned else 0)
 
+    def index_bytes_of(self, feature: FeaturePlan) -> int:
+        """Bytes of a feature's part of the exact and the hot index."""
+        exact = feature.values * self.key_bits // 8 if feature.region == "exact" else 0
+        return exact + feature.hot_slots * HOT_KEY_BYTES
+
     def summary(self) -> list[dict[str, Any]]:
         """One line a feature: region, distinct values, chunks, width, hot slots, rows in reach, bytes of its own."""
         lines = []
@@ -176,7 +181,6 @@ class EmbeddingPlan:
             exact_rows, hot_rows = f.values * f.chunks if exact else 0, f.hot_slots * f.chunks
             span = self.pruned.in_reach[f.name] if self.pruned and f.chunks else f.span
             own = exact_rows + hot_rows + (span if self.kind != "multiplexed" and f.chunks else 0)
-            index = (f.values * self.key_bits // 8 if exact else 0) + f.hot_slots * HOT_KEY_BYTES
             lines.append(
                 {
                     "feature": f.name,
@@ -187,7 +191,7 @@ class EmbeddingPlan:
                     "width": f.chunks * self.width,
                     "hot_slots": f.hot_slots,
                     "rows": exact_rows or (span + hot_rows if f.chunks else 0),
-                    "bytes": own * self.row_bytes + index,
+                    "bytes": own * self.row_bytes + self.index_bytes_of(f),
                 }
             )
         return lines

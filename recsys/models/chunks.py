@@ -38,7 +38,7 @@ class ChunkVectors(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Inputs [B, I], embeddings first -> for every chunk [B, features that have it, width]."""
-        vectors = x[:, : self._lookups * self._width].view(-1, self._lookups, self._width)
+        vectors = x[:, : self._lookups * self._width].view(x.shape[0], self._lookups, self._width)
         if [len(names) for names in self.names] == [self._lookups]:
             return [vectors]
         return [vectors.index_select(1, self.get_buffer(f"places_{chunk}")) for chunk in range(len(self.names))]

@@ -29,6 +29,8 @@ class SearchFeature:
     """Mean number of values in a row; other than 1 for bags, each of whose values is looked up."""
     bytes_per_chunk: int = 0
     """Bytes of the table that a chunk takes beside the shared rows: exact and hot ones."""
+    index_bytes: int = 0
+    """Bytes of its exact and its hot index, which it has with any chunk."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class SearchSpace:
     needs_a_chunk: bool = False
     """Whether the model would have no input without any chunk."""
     shared_bytes: int = 0
-    """Bytes of the table that no allocation changes: shared rows, and the exact and the hot index."""
+    """Bytes of the table that no allocation changes."""
 
     @property
     def names(self) -> list[str]:
@@ -104,8 +106,9 @@ class SearchSpace:
 
     def bytes_of(self, counts: np.ndarray) -> np.ndarray:
         """Bytes of the table, [...] of chunk counts [..., F]: exact and hot rows grow with them."""
-        out: np.ndarray = self.shared_bytes + counts @ np.array([f.bytes_per_chunk for f in self.features])
-        return out
+        rows: np.ndarray = counts @ np.array([f.bytes_per_chunk for f in self.features])
+        indices: np.ndarray = (counts > 0) @ np.array([f.index_bytes for f in self.features])
+        return self.shared_bytes + rows + indices
 
     def allocation(self, genes: Genes) -> dict[str, int]:
         """The chunks of every feature by name."""
@@ -195,7 +198,8 @@ def space_of(
         exact = f.region == "exact"
         levels = config.features.get(f.name) or levels_of(config.levels, f.values, plan.width, exact)
         own = (f.values if exact else 0) + f.hot_slots
-        features.append(SearchFeature(f.name, tuple(levels), values_per_row.get(f.name, 1.0), own * plan.row_bytes))
+        costs = own * plan.row_bytes, plan.index_bytes_of(f)
+        features.append(SearchFeature(f.name, tuple(levels), values_per_row.get(f.name, 1.0), *costs))
     if all(len(f.levels) == 1 for f in features):
         raise ConfigError(
             "there is one allocation to choose from",
@@ -203,7 +207,7 @@ def space_of(
             found=list(config.levels),
             expected="two or more numbers of chunks",
         )
-    shared = plan.table_bytes - sum(f.bytes_per_chunk for f in features)
+    shared = plan.table_bytes - sum(f.bytes_per_chunk + f.index_bytes for f in features)
     return SearchSpace(
         tuple(features), needs_a_chunk=not layout.dense_names and not layout.vector_names, shared_bytes=shared
     )

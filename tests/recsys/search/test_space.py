@@ -10,7 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.errors import ConfigError
+from features.layout import Layout
+from recsys.embeddings import EmbeddingConfig, plan_embedding
+from recsys.embeddings.config import ChunksConfig
+from recsys.search.config import SearchConfig
 from recsys.search.space import SearchFeature, SearchSpace, levels_of, uniform
+from recsys.search.space import space_of as search_space
 from tests.recsys.search.landscapes import space_of, spaces
 
 
@@ -91,6 +96,19 @@ def test_genes_and_allocations_are_two_names_of_the_same(space: SearchSpace, see
         allocation = space.allocation(genes)
         assert list(allocation) == space.names
         assert (space.genes(allocation) == genes).all()
+
+
+def test_bytes_are_those_of_the_tables_that_are_made() -> None:
+    layout = Layout(id_names=("user", "city", "day"), label_names=("click",))
+    values = {"user": 3000, "city": 40, "day": 7}
+    counts = {name: (np.arange(1, n + 1), np.full(n, 3)) for name, n in values.items()}
+    embedding = EmbeddingConfig.model_validate({"width": 4, "rows": 500, "exact": {"max_values": 64}, "format": "int8"})
+    space = search_space(layout, embedding, counts, SearchConfig(levels=(0, 1, 2)), {})
+    for genes in everything(space):
+        if genes.any():
+            chunks = ChunksConfig(default=0, features=space.allocation(genes))
+            plan = plan_embedding(layout, embedding.model_copy(update={"chunks": chunks}), counts)
+            assert space.bytes_of(space.chunks(genes)) == plan.table_bytes
 
 
 @given(space=spaces(), rows=st.integers(1, 10**6), share=st.floats(0.01, 1))
