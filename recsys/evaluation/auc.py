@@ -414,13 +414,10 @@ def _binary(labels: np.ndarray) -> np.ndarray:
     y = first_task(labels)
     if y.dtype == bool:
         return np.ascontiguousarray(y).view(np.uint8)
+    if y.dtype not in (np.float32, np.float64, np.int64):
+        y = y.astype(np.float64)
     one = np.empty(len(y), dtype=bool)
-
-    def convert(part: slice) -> int:
-        np.equal(y[part], 1, out=one[part])
-        return int(np.count_nonzero(one[part]) + np.count_nonzero(y[part] == 0))
-
-    if sum(_run(convert, _slices(len(y)), len(y))) != len(y):
+    if any(_run(lambda part: kernels.mark_positives(y[part], one[part]), _slices(len(y)), len(y))):
         require(one | (y == 0), y, "labels are not binary", "labels", "0 or 1", "leave these rows out")
     return one.view(np.uint8)
 

@@ -19,6 +19,18 @@ _SMALL = 24
 
 
 @njit(**_COMPILE)
+def mark_positives(labels: Any, positive: Any) -> Any:
+    """Writes whether each of `labels` [n] is 1 to `positive` [n] bool; returns how many are neither 0 nor 1."""
+    others = np.int64(0)
+    for row in range(len(labels)):
+        label = labels[row]
+        one = label == 1
+        positive[row] = one
+        others += np.int64(not (one or label == 0))
+    return others
+
+
+@njit(**_COMPILE)
 def count_keys(labels: Any, bits: Any, cut: Any) -> Any:
     """How many scores have bits of at least `cut`, how many of these are positive, and how many have a sign.
 
