@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor
 
 from recsys.embeddings import numba_kernels as kernels
-from recsys.embeddings.formats import BEST_STEP, FormatName, RowFormat
-from recsys.embeddings.table import TableOptimizer
+from recsys.embeddings.formats import BEST_STEP, RowFormat
 from recsys.embeddings.torch_table import TorchTable
 
 # the dtype a kernel tells a format by
@@ -36,16 +36,9 @@ class NumbaTable(TorchTable):
 
     compiled = True
 
-    def __init__(
-        self,
-        rows: int,
-        width: int,
-        optimizer: TableOptimizer,
-        format: FormatName = "fp32",
-        step: float | None = None,
-    ) -> None:
-        super().__init__(rows, width, optimizer, format, step)
-        self._bits = bits_or_step(self.format)
+    @functools.cached_property
+    def _bits(self) -> np.uint64 | np.float32:
+        return bits_or_step(self.format)
 
     def gather(self, rows: Tensor) -> Tensor:
         out = torch.empty(rows.numel(), self.width)

@@ -165,7 +165,7 @@ class EmbeddingPlan:
     def table_bytes(self) -> int:
         """Bytes of everything indexed by ids: rows, their scales, the exact and the hot index, and that of the rows
         which pruning left."""
-        indices = self.exact_values * self.key_bits // 8 + self.hot_slots * HOT_KEY_BYTES
+        indices = sum(map(self.index_bytes_of, self.features))
         return self.rows * self.row_bytes + indices + (self.pruned.index_bytes if self.pruned else 0)
 
     def index_bytes_of(self, feature: FeaturePlan) -> int:

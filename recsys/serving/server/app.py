@@ -332,13 +332,13 @@ class _Worker:
             Refusal: The request is refused, by whichever model was asked.
             DataError: A value is wrong.
         """
-        if model is champion or self._split is None:
-            return model, await ask(model)
         try:
             return model, await ask(model)
         except (Refusal, DataError):
             raise
         except (Exception, pl.exceptions.PanicException) as error:
+            if model is champion or self._split is None:
+                raise
             _tell(error, f"version {model.version}, the challenger; the champion answers")
             self._split.failed()
         return champion, await ask(champion)
