@@ -543,7 +543,7 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
     if settings.method == "supernet":
         supernet = _of_supernet(config, settings, space)
         plan = plan_of(supernet, store)
-        parts = table_memory(plan.rows, plan.width, supernet.train.optimizer_of_table, plan.format)
+        parts = table_memory(plan.rows, plan.row_format, supernet.train.optimizer_of_table)
         fewer = f"set search.supernet.rows, to embedding.rows ({config.embedding.rows}) for example"
         require_memory([replace(part, field="search.supernet.rows", mend=fewer) for part in parts])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recsys.embeddings.addressing import mix64, range_reduce, salt
 from recsys.embeddings.fbgemm_table import FbgemmTable
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.kernel import make_table
 from recsys.embeddings.table import TableOptimizer
 from recsys.training.memory import keep_freed_memory
@@ -43,7 +44,10 @@ def lookups(request: dict[str, Any]) -> list[Tensor]:
 def ours(request: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
     """One step of our table on a kernel."""
     table = make_table(
-        request["rows"], request["width"], TableOptimizer("rowwise_adagrad"), request["kernel"], request["format"]
+        request["rows"],
+        RowFormat(request["format"], request["width"]),
+        TableOptimizer("rowwise_adagrad"),
+        request["kernel"],
     ).train()
     table.initialise(0.05, torch.Generator().manual_seed(0))
 
@@ -58,7 +62,7 @@ def ours(request: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
 
 def fbgemm(request: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
     """One step of FBGEMM's own module, without our table around it."""
-    table = FbgemmTable(request["rows"], request["width"], TableOptimizer("rowwise_adagrad"))
+    table = FbgemmTable(request["rows"], RowFormat("fp32", request["width"]), TableOptimizer("rowwise_adagrad"))
     table.initialise(0.05, torch.Generator().manual_seed(0))
     module = table._tbe
     module.set_learning_rate(RATE)

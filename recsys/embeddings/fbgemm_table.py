@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from features.errors import ConfigError
-from recsys.embeddings.formats import FormatName
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.fused_table import FusedTable
 from recsys.embeddings.table import TableOptimizer
 
@@ -21,21 +21,21 @@ class FbgemmTable(FusedTable):
     SGD and row-wise Adagrad on a CPU; fp32.  The width must be a multiple of 4.
     """
 
-    def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
-        super().__init__(rows, width, optimizer, format)
-        if format != "fp32":
+    def __init__(self, rows: int, format: RowFormat, optimizer: TableOptimizer) -> None:
+        super().__init__(rows, format, optimizer)
+        if format.name != "fp32":
             raise ConfigError(
                 "the fbgemm kernel does not train this format on a CPU",
                 field="embedding.format",
-                found=format,
+                found=format.name,
                 expected="fp32",
                 mend="set it to fp32, or embedding.kernel to auto",
             )
-        if width % 4:
+        if format.width % 4:
             raise ConfigError(
                 "the fbgemm kernel needs a width that is a multiple of 4",
                 field="embedding.width",
-                found=width,
+                found=format.width,
                 mend="choose such a width, or set embedding.kernel to auto",
             )
         if optimizer.name not in _KINDS:
@@ -53,7 +53,7 @@ class FbgemmTable(FusedTable):
                 found=optimizer.l2,
                 mend="leave it out, or set embedding.kernel to auto",
             )
-        self._tbe = _table_batched_embedding(rows, width, optimizer)
+        self._tbe = _table_batched_embedding(rows, format.width, optimizer)
 
     def values(self, rows: Tensor | None = None) -> Tensor:
         weights = self.stored()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys.embeddings.formats import FormatName
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.table import Table, TableOptimizer
 
 
@@ -16,15 +16,14 @@ class FusedTable(Table):
 
     Args:
         rows: number of rows, R.
-        width: values a row, D.
+        format: how a row of D values is stored.
         optimizer: how `step` updates.
-        format: how a row is stored.
     """
 
     clips = False
 
-    def __init__(self, rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> None:
-        super().__init__(rows, width, optimizer, format)
+    def __init__(self, rows: int, format: RowFormat, optimizer: TableOptimizer) -> None:
+        super().__init__(rows, format, optimizer)
         self._steps = torch.zeros((), dtype=torch.int64)
         self._pending: list[tuple[Tensor, Tensor]] = []
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from features.errors import ConfigError
-from recsys.embeddings.formats import FormatName, RowFormat
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.table import Table, TableOptimizer
 from recsys.embeddings.torch_table import TorchTable
 from recsys.memory import MemoryPart, require_memory
@@ -21,21 +21,14 @@ from recsys.memory import MemoryPart, require_memory
 KernelName = Literal["auto", "torch", "numba", "fbgemm"]
 
 
-def make_table(
-    rows: int,
-    width: int,
-    optimizer: TableOptimizer,
-    kernel: KernelName = "auto",
-    format: FormatName = "fp32",
-    step: float | None = None,
-) -> Table:
+def make_table(rows: int, format: RowFormat, optimizer: TableOptimizer, kernel: KernelName = "auto") -> Table:
     """The table on the kernel asked for.
 
     Raises:
         ConfigError: the kernel is not installed, or lacks the optimizer or the format; or there is no memory for the
             table.
     """
-    require_memory(table_memory(rows, width, optimizer, format))
+    require_memory(table_memory(rows, format, optimizer))
     if kernel == "auto":
         kernel = "numba" if is_installed("numba") else "torch"
     package = {"numba": "numba", "fbgemm": "fbgemm_gpu"}.get(kernel)
@@ -52,30 +45,30 @@ def make_table(
         if kernel == "fbgemm":
             from recsys.embeddings.fbgemm_table import FbgemmTable
 
-            return FbgemmTable(rows, width, optimizer, format)
+            return FbgemmTable(rows, format, optimizer)
         if kernel == "numba":
             from recsys.embeddings.numba_table import NumbaTable
 
-            return NumbaTable(rows, width, optimizer, format, step)
-        return TorchTable(rows, width, optimizer, format, step)
+            return NumbaTable(rows, format, optimizer)
+        return TorchTable(rows, format, optimizer)
     except (RuntimeError, MemoryError) as error:
-        size = rows * RowFormat(format, width).row_bytes
+        table = f"{rows:,} rows x {format.width} values in {format.name}: {rows * format.row_bytes:,} bytes"
         raise ConfigError(
             "the table and its optimizer's state do not fit into memory",
             field="embedding.rows",
-            found=f"{rows:,} rows x {width} values in {format}: {size:,} bytes, before the optimizer's state",
+            found=f"{table}, before the optimizer's state",
             mend="lower embedding.rows or embedding.width",
         ) from error
 
 
-def table_memory(rows: int, width: int, optimizer: TableOptimizer, format: FormatName = "fp32") -> list[MemoryPart]:
+def table_memory(rows: int, format: RowFormat, optimizer: TableOptimizer) -> list[MemoryPart]:
     """What a table and its optimizer's state take.
 
-    >>> [(part.name, part.bytes) for part in table_memory(1000, 8, TableOptimizer("adam"))]
+    >>> [(part.name, part.bytes) for part in table_memory(1000, RowFormat("fp32", 8), TableOptimizer("adam"))]
     [('table', 32000), ('optimizer of the table', 64008)]
     """
     with torch.device("meta"):  # shapes alone
-        outline = TorchTable(rows, width, optimizer, format)
+        outline = TorchTable(rows, format, optimizer)
     smaller = "lower embedding.rows or embedding.width"
     return [
         MemoryPart("table", outline.weight.nbytes, "embedding.rows", smaller),

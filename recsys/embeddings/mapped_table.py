@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys.embeddings.formats import FormatName
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.table import TableOptimizer
 from recsys.embeddings.torch_table import TorchTable
 
@@ -18,16 +18,14 @@ class MappedTable(TorchTable):
 
     Args:
         rows: number of rows, R.
-        width: values a row, D.
-        format: how a row is stored.
-        step: that all int8 rows share; None for a scale a row.
+        format: how a row of D values is stored.
     """
 
-    def __init__(self, rows: int, width: int, format: FormatName = "fp32", step: float | None = None) -> None:
-        super().__init__(0, width, TableOptimizer("sgd"), format, step)
+    def __init__(self, rows: int, format: RowFormat) -> None:
+        super().__init__(0, format, TableOptimizer("sgd"))
         self.rows = rows
         with torch.device("meta"):  # its shape and type alone, until rows are given
-            self.weight = self.format.empty(rows)
+            self.weight = format.empty(rows)
 
     def initialise(self, scale: float, generator: torch.Generator) -> None:
         """Does nothing: it begins with the rows it is given."""

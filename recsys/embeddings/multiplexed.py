@@ -57,7 +57,7 @@ class MultiplexedEmbedding(nn.Module):
         self.bags = [f for f in plan.features if f.bag]
         self.single_lookups = sum(f.chunks for f in self.singles)
         if table is None:
-            table = make_table(plan.rows, plan.width, optimizer or TableOptimizer(), kernel, plan.format, plan.step)
+            table = make_table(plan.rows, plan.row_format, optimizer or TableOptimizer(), kernel)
         self.table: Table = table
         singles = [x for i, f in enumerate(self.singles) for x in _lookups(f, i)]
         self.address = Addresser(singles, plan.hash_seed, compiled=table.compiled)

@@ -137,9 +137,14 @@ class EmbeddingPlan:
         return sum(f.values for f in self.features if f.region == "exact")
 
     @property
+    def row_format(self) -> RowFormat:
+        """How a row is stored."""
+        return RowFormat(self.format, self.width, self.step)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a stored row, its own scale included."""
-        return RowFormat(self.format, self.width, self.step).row_bytes
+        return self.row_format.row_bytes
 
     @property
     def format_name(self) -> str:

@@ -92,7 +92,7 @@ class ShardedTable(FusedTable):
     def __init__(
         self, plan: EmbeddingPlan, optimizer: TableOptimizer, sharding: Sharding, batch_size: int, processes: Processes
     ) -> None:
-        super().__init__(plan.rows, plan.width, optimizer)
+        super().__init__(plan.rows, plan.row_format, optimizer)
         self.names = lookup_names(plan)
         self._processes = processes
         self._bags = _shard(plan, self.names, optimizer, sharding, batch_size, processes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.embeddings.average import RowAverage
-from recsys.embeddings.formats import FormatName, RowFormat
+from recsys.embeddings.formats import RowFormat
 
 OptimizerName = Literal["sgd", "rowwise_adagrad", "adam", "rowwise_adam", "rmsprop", "rowwise_rmsprop"]
 
@@ -50,10 +50,8 @@ class Table(nn.Module, ABC):
 
     Args:
         rows: number of rows, R.
-        width: values a row, D.
+        format: how a row of D values is stored; one whose rows share a step is for reading alone.
         optimizer: how `step` updates.
-        format: how a row is stored.
-        step: that all int8 rows share, for reading alone; None for a scale a row.
     """
 
     clips = True
@@ -61,19 +59,12 @@ class Table(nn.Module, ABC):
     compiled = False
     """Whether it runs on kernels compiled by numba; addressing then does, too."""
 
-    def __init__(
-        self,
-        rows: int,
-        width: int,
-        optimizer: TableOptimizer,
-        format: FormatName = "fp32",
-        step: float | None = None,
-    ) -> None:
+    def __init__(self, rows: int, format: RowFormat, optimizer: TableOptimizer) -> None:
         super().__init__()
         self.rows = rows
-        self.width = width
+        self.width = format.width
+        self.format = format
         self.optimizer = optimizer
-        self.format = RowFormat(format, width, step)
         self.average: RowAverage | None = None
 
     @abstractmethod

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from features.errors import ConfigError
-from recsys.embeddings.formats import FormatName, rounding_noise
+from recsys.embeddings.formats import RowFormat, rounding_noise
 from recsys.embeddings.table import Table, TableOptimizer
 from recsys.hugepages import zeros
 
@@ -33,19 +32,13 @@ class TorchTable(Table):
     weight: Tensor
     """[R, ...] rows in their format, or [R, D] fp32 with a master copy."""
 
-    def __init__(
-        self,
-        rows: int,
-        width: int,
-        optimizer: TableOptimizer,
-        format: FormatName = "fp32",
-        step: float | None = None,
-    ) -> None:
-        super().__init__(rows, width, optimizer, format, step)
+    def __init__(self, rows: int, format: RowFormat, optimizer: TableOptimizer) -> None:
+        super().__init__(rows, format, optimizer)
+        width = format.width
         # autograd calls back only for an input that wants a gradient; this one has no elements
         self.anchor = nn.Parameter(torch.zeros(0))
-        self.rounds = optimizer.master and format != "fp32"
-        self.register_buffer("weight", zeros(rows, width) if self.rounds else self.format.empty(rows))
+        self.rounds = optimizer.master and format.name != "fp32"
+        self.register_buffer("weight", zeros(rows, width) if self.rounds else format.empty(rows))
         self.pending: list[list[Tensor | None]] = []
         """[rows [n] int32, gradient [n, D] or None] of every lookup since the last step, in the order of lookups."""
         self._coalesced: tuple[Tensor, Tensor] | None = None
@@ -62,14 +55,7 @@ class TorchTable(Table):
 
     def forward(self, rows: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.training:
-            if self.format.step is not None:
-                raise ConfigError(
-                    "a table whose rows share one step is for serving: its levels could not follow growing values",
-                    field="format",
-                    found=f"{self.format.name}, a step of {self.format.step:.6g} for all rows",
-                    expected="a format with a scale a row, or a float one",
-                    mend="train the model it was converted from, or one that starts from this (train.warm_start)",
-                )
+            assert self.format.step is None, "levels that all rows share cannot follow growing values"
             out: Tensor = _Lookup.apply(self.anchor, rows, self)
             return out
         return self.gather(rows)

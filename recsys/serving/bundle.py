@@ -196,7 +196,7 @@ def _model(folder: Path, pipeline: FeaturePipeline, description: Mapping[str, An
         outline = {f"network.{name}": p.shape for name, p in Network(layout, plan, config).named_parameters()}
     if outline != {name: t.shape for name, t in tensors.items() if name.startswith("network.")}:
         raise ValueError("the network is not that of the weights")
-    table = MappedTable(plan.rows, plan.width, plan.format, plan.step)
+    table = MappedTable(plan.rows, plan.row_format)
     embedding = MultiplexedEmbedding(plan, layout.bag_poolings, table=table)
     model = CTRModel(layout, plan, config, embedding=embedding)
     model.load_tensors(tensors)

@@ -47,7 +47,7 @@ def training_memory(layout: Layout, plan: EmbeddingPlan, network: ModelConfig, c
     averaged = TABLE_AVERAGE_COPIES * plan.rows * plan.width + NETWORK_AVERAGE_COPIES * parameters
     average = averaged * FLOAT + plan.rows * plan.row_bytes if config.ema is not None else 0
     return [
-        *table_memory(plan.rows, plan.width, config.optimizer_of_table, plan.format),
+        *table_memory(plan.rows, plan.row_format, config.optimizer_of_table),
         MemoryPart("moving average", average, "train.ema", "leave it out, or lower embedding.rows"),
         MemoryPart(
             f"network of {parameters:,} parameters",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from features.layout import Layout
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.kernel import make_table
 from recsys.embeddings.plan import IdCounts
 from recsys.embeddings.table import TableOptimizer
@@ -60,7 +61,7 @@ class BaselineEmbedding(nn.Module, ABC):
         self.output_width = output_width
         self.register_buffer("exact_keys", torch.from_numpy(exact_keys.copy()))
         self.register_buffer("hot_keys", torch.empty(0, dtype=torch.int32))
-        self.table = make_table(rows, row_width, config.optimizer)
+        self.table = make_table(rows, RowFormat("fp32", row_width), config.optimizer)
         self.table.initialise(config.init_scale, torch.Generator().manual_seed(config.seed))
 
     @abstractmethod

@@ -11,13 +11,14 @@ from torch import Tensor
 from features.errors import ConfigError
 from recsys.embeddings.average import RowAverage
 from recsys.embeddings.fbgemm_table import FbgemmTable
-from recsys.embeddings.formats import FormatName
+from recsys.embeddings.formats import FormatName, RowFormat
 from recsys.embeddings.kernel import is_installed, make_table
 from recsys.embeddings.numba_table import NumbaTable
 from recsys.embeddings.table import OptimizerName, Table, TableOptimizer
 from recsys.embeddings.torch_table import TorchTable, sum_by_row
 
 ROWS, WIDTH = 50, 8
+FP32 = RowFormat("fp32", WIDTH)
 KERNELS = [TorchTable, NumbaTable]
 FORMATS = typing.get_args(FormatName)
 OPTIMIZERS = typing.get_args(OptimizerName)
@@ -61,14 +62,14 @@ def test_sum_by_row_equals_index_add() -> None:
 
 @each_kernel
 def test_forward_gathers_rows(kernel: type[TorchTable]) -> None:
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd")))
+    table = filled(kernel(ROWS, FP32, TableOptimizer("sgd")))
     rows = torch.tensor([3, 3, 49, 0], dtype=torch.int32)
     assert torch.equal(table(rows).detach(), table.values()[rows.long()])
 
 
 @each_kernel
 def test_sgd_equals_the_dense_formula(kernel: type[TorchTable]) -> None:
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd")))
+    table = filled(kernel(ROWS, FP32, TableOptimizer("sgd")))
     expected = table.values().clone()
     for rows, target in batches(5):
         expected -= 0.1 * dense_gradient(rows, target)
@@ -78,7 +79,7 @@ def test_sgd_equals_the_dense_formula(kernel: type[TorchTable]) -> None:
 @each_kernel
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 def test_rowwise_adagrad_equals_the_dense_formula(kernel: type[TorchTable], l2: float) -> None:
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer("rowwise_adagrad", eps=1e-8, l2=l2)))
+    table = filled(kernel(ROWS, FP32, TableOptimizer("rowwise_adagrad", eps=1e-8, l2=l2)))
     expected, momentum = table.values().clone(), torch.zeros(ROWS)
     for rows, target in batches(5):
         gradient = dense_gradient(rows, target)
@@ -91,7 +92,7 @@ def test_rowwise_adagrad_equals_the_dense_formula(kernel: type[TorchTable], l2: 
 
 @each_kernel
 def test_adam_equals_torch_sparse_adam(kernel: type[TorchTable]) -> None:
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer("adam")))
+    table = filled(kernel(ROWS, FP32, TableOptimizer("adam")))
     peer = torch.nn.Embedding(ROWS, WIDTH, sparse=True)
     peer.weight.data.copy_(table.values())
     optimizer = torch.optim.SparseAdam(peer.parameters(), lr=0.1)
@@ -107,7 +108,7 @@ def test_adam_equals_torch_sparse_adam(kernel: type[TorchTable]) -> None:
 @each_kernel
 def test_rmsprop_equals_dense_adam_without_a_first_moment(kernel: type[TorchTable]) -> None:
     """Over the whole table at every step, rows that are not touched included."""
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer("rmsprop", beta2=0.9)))
+    table = filled(kernel(ROWS, FP32, TableOptimizer("rmsprop", beta2=0.9)))
     peer = table.values().requires_grad_(True)
     optimizer = torch.optim.Adam([peer], lr=0.1, betas=(0.0, 0.9))
     for rows, target in batches(20, n=5):
@@ -123,7 +124,7 @@ def test_rmsprop_equals_dense_adam_without_a_first_moment(kernel: type[TorchTabl
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_a_rowwise_moment_is_the_mean_over_the_row(kernel: type[TorchTable], optimizer: str) -> None:
     """On gradients of equal size in every column both forms are one."""
-    tables = [filled(kernel(ROWS, WIDTH, TableOptimizer(name))) for name in (optimizer, f"rowwise_{optimizer}")]  # type: ignore[arg-type]
+    tables = [filled(kernel(ROWS, FP32, TableOptimizer(name))) for name in (optimizer, f"rowwise_{optimizer}")]  # type: ignore[arg-type]
     for rows, target in batches(5):
         for table in tables:
             (table(rows) * target.sign()).sum().backward()
@@ -140,7 +141,7 @@ def test_a_rowwise_moment_is_the_mean_over_the_row(kernel: type[TorchTable], opt
 def test_kernels_agree(optimizer: OptimizerName, format: FormatName, width: int) -> None:
     """Lookups to the bit; updates but for the order of a sum, which may tip a rounding once in a while."""
     settings = TableOptimizer(optimizer, l2=0.01)
-    tables = [filled(kernel(ROWS, width, settings, format)) for kernel in KERNELS]
+    tables = [filled(kernel(ROWS, RowFormat(format, width), settings)) for kernel in KERNELS]
     for table in tables:
         table.average = RowAverage(ROWS, width, 0.9)
     g = torch.Generator().manual_seed(3)
@@ -169,7 +170,7 @@ def test_kernels_agree(optimizer: OptimizerName, format: FormatName, width: int)
 @pytest.mark.parametrize("format", ["bf16", "fp16", "int8", "int4"])
 def test_small_steps_add_up(kernel: type[TorchTable], format: FormatName) -> None:
     """A step far below the resolution is lost by rounding to nearest, and right on average by stochastic rounding."""
-    table = kernel(4000, WIDTH, TableOptimizer("sgd"), format).train()
+    table = kernel(4000, RowFormat(format, WIDTH), TableOptimizer("sgd")).train()
     start = torch.full((4000, WIDTH), 0.5)
     start[:, 0] = 1.0  # holds the scale of the row
     table.assign(None, start)
@@ -186,8 +187,8 @@ def test_small_steps_add_up(kernel: type[TorchTable], format: FormatName) -> Non
 @each_kernel
 @pytest.mark.parametrize("format", FORMATS[1:])
 def test_a_master_copy_trains_in_fp32_and_is_read_as_stored(kernel: type[TorchTable], format: FormatName) -> None:
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd", master=True), format))
-    peer = filled(kernel(ROWS, WIDTH, TableOptimizer("sgd")))
+    table = filled(kernel(ROWS, RowFormat(format, WIDTH), TableOptimizer("sgd", master=True)))
+    peer = filled(kernel(ROWS, FP32, TableOptimizer("sgd")))
     rows = batches(1)[0][0]
     assert torch.equal(table(rows).detach(), table.format.round(peer.values())[rows.long()])
     torch.testing.assert_close(run(table), run(peer))
@@ -197,7 +198,7 @@ def test_a_master_copy_trains_in_fp32_and_is_read_as_stored(kernel: type[TorchTa
 
 
 def test_training_bytes_count_weights_state_and_average() -> None:
-    table = TorchTable(ROWS, WIDTH, TableOptimizer("rowwise_adagrad"), "int4")
+    table = TorchTable(ROWS, RowFormat("int4", WIDTH), TableOptimizer("rowwise_adagrad"))
     assert table.training_bytes == ROWS * (4 + 2) + ROWS * 4 + 8
     table.average = RowAverage(ROWS, WIDTH, 0.9)
     assert table.training_bytes == ROWS * (4 + 2) + ROWS * 4 + 8 + ROWS * WIDTH * 4 + ROWS * 4 + 4
@@ -206,7 +207,7 @@ def test_training_bytes_count_weights_state_and_average() -> None:
 @each_kernel
 def test_two_lookups_before_a_step_are_one_update(kernel: type[TorchTable]) -> None:
     rows, target = batches(1)[0]
-    whole, halves = (filled(kernel(ROWS, WIDTH, TableOptimizer())) for _ in range(2))
+    whole, halves = (filled(kernel(ROWS, FP32, TableOptimizer())) for _ in range(2))
     (whole(rows) * target).sum().backward()
     loss = (halves(rows[:90]) * target[:90]).sum() + (halves(rows[90:]) * target[90:]).sum()
     loss.backward()
@@ -218,7 +219,7 @@ def test_two_lookups_before_a_step_are_one_update(kernel: type[TorchTable]) -> N
 @each_kernel
 def test_a_scaled_step_is_a_step_on_scaled_gradients(kernel: type[TorchTable]) -> None:
     rows, target = batches(1)[0]
-    a, b = (filled(kernel(ROWS, WIDTH, TableOptimizer())) for _ in range(2))
+    a, b = (filled(kernel(ROWS, FP32, TableOptimizer())) for _ in range(2))
     (a(rows) * target).sum().backward()
     a.step(0.1, scale=0.25)
     (b(rows) * target * 0.25).sum().backward()
@@ -228,7 +229,7 @@ def test_a_scaled_step_is_a_step_on_scaled_gradients(kernel: type[TorchTable]) -
 
 @each_kernel
 def test_evaluation_leaves_no_trace(kernel: type[TorchTable]) -> None:
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer())).eval()
+    table = filled(kernel(ROWS, FP32, TableOptimizer())).eval()
     before = table.values().clone()
     table(batches(1)[0][0])
     table.step(0.1)
@@ -245,7 +246,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(
     try:
         for n in (1, 2, 2):
             torch.set_num_threads(n)
-            table = kernel(20_000, 16, TableOptimizer(optimizer), format)
+            table = kernel(20_000, RowFormat(format, 16), TableOptimizer(optimizer))
             table.initialise(0.05, torch.Generator().manual_seed(1))
             g = torch.Generator().manual_seed(2)
             for _ in range(3):
@@ -263,8 +264,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_fbgemm_agrees_with_torch(optimizer: str) -> None:
     settings = TableOptimizer(optimizer)  # type: ignore[arg-type]
-    ours = filled(make_table(ROWS, WIDTH, settings))
-    theirs = filled(FbgemmTable(ROWS, WIDTH, settings))
+    ours = filled(make_table(ROWS, FP32, settings))
+    theirs = filled(FbgemmTable(ROWS, FP32, settings))
     rows = batches(1)[0][0]
     assert torch.equal(ours.values(), theirs.values())
     assert torch.equal(ours(rows).detach(), theirs(rows).detach())
@@ -277,18 +278,18 @@ def test_fbgemm_agrees_with_torch(optimizer: str) -> None:
 @needs_fbgemm
 def test_fbgemm_says_what_it_cannot_do() -> None:
     with pytest.raises(ConfigError, match="does not have this optimizer on a CPU"):
-        FbgemmTable(ROWS, WIDTH, TableOptimizer("adam"))
+        FbgemmTable(ROWS, FP32, TableOptimizer("adam"))
     with pytest.raises(ConfigError, match="multiple of 4"):
-        FbgemmTable(ROWS, 30, TableOptimizer())
+        FbgemmTable(ROWS, RowFormat("fp32", 30), TableOptimizer())
     with pytest.raises(ConfigError, match="no such pull towards 0"):
-        FbgemmTable(ROWS, WIDTH, TableOptimizer(l2=0.1))
+        FbgemmTable(ROWS, FP32, TableOptimizer(l2=0.1))
     with pytest.raises(ConfigError, match="does not train this format"):
-        FbgemmTable(ROWS, WIDTH, TableOptimizer(), "int8")
+        FbgemmTable(ROWS, RowFormat("int8", WIDTH), TableOptimizer())
 
 
 @each_kernel
 def test_row_average_equals_the_average_of_the_whole_table(kernel: type[TorchTable]) -> None:
-    table = filled(kernel(ROWS, WIDTH, TableOptimizer()))
+    table = filled(kernel(ROWS, FP32, TableOptimizer()))
     table.average = RowAverage(ROWS, WIDTH, 0.9)
     history: list[Tensor] = []
     for rows, target in batches(30, n=5):  # few rows a step: most rows lag behind

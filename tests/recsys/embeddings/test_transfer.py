@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, MultiplexedEmbedding, TableOptimizer, plan_embedding, transfer
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.kernel import KernelName, is_installed
 from recsys.embeddings.plan import IdCounts
 from recsys.embeddings.torch_table import TorchTable
@@ -182,7 +183,7 @@ def test_rows_change_their_format_on_the_way(was: str, now: str) -> None:
 def test_rows_of_a_shared_step_are_carried_into_ones_with_a_scale(now: str) -> None:
     counts = counts_of()
     old, new = (build(counts, seed=seed, format=form) for seed, form in ((1, "fp32"), (2, now)))
-    shared = TorchTable(old.plan.rows, 4, TableOptimizer("sgd"), "int8", step=0.0005)
+    shared = TorchTable(old.plan.rows, RowFormat("int8", 4, 0.0005), TableOptimizer("sgd"))
     shared.assign(None, old.table.values())
     carry_rows(RowMap(old, new, counts), shared, new.table)
     assert torch.equal(new.table.values(), new.table.format.round(shared.values()))

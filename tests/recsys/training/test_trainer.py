@@ -22,12 +22,14 @@ from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetr
 from features.loading.loader import Loader
 from features.storage.store import Store
 from recsys.embeddings.fbgemm_table import FbgemmTable
+from recsys.embeddings.formats import RowFormat
 from recsys.embeddings.kernel import KernelName, is_installed
 from recsys.embeddings.numba_table import NumbaTable
 from recsys.embeddings.table import TableOptimizer
 from recsys.embeddings.torch_table import TorchTable
 from recsys.evaluation.metrics import evaluate
 from recsys.models import CTRModel, ModelConfig
+from recsys.models.convert import convert
 from recsys.tensorfile import read_tensors, write_tensors
 from recsys.training import TrainConfig, Trainer, load_best, predict
 from recsys.training.trainer import weighted_loss
@@ -426,6 +428,13 @@ def test_a_table_made_for_another_optimizer_is_refused(store_folder: Path, tmp_p
         Trainer(model, config, seed=3, folder=tmp_path)
 
 
+def test_rows_that_share_a_step_are_refused_before_any_work(store_folder: Path, tmp_path: Path) -> None:
+    model, config = training_job.build(Store.open(store_folder))
+    with pytest.raises(ConfigError, match=r"is for serving.*int8-table, a step of .* for all rows.*train.warm_start"):
+        Trainer(convert(model, "int8-table"), config, seed=3, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_trainer_fits_once(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
     model, config = training_job.build(store, epochs=1)
@@ -490,7 +499,7 @@ def test_a_larger_eps_makes_the_first_step_of_a_row_smaller() -> None:
     steps = []
     for eps in (1e-8, 1e-2):
         optimizer = TrainConfig(table_eps=eps).optimizer_of_table
-        table = TorchTable(1, 4, optimizer).train()
+        table = TorchTable(1, RowFormat("fp32", 4), optimizer).train()
         table(torch.zeros(1, dtype=torch.int32)).sum().mul(1e-2).backward()
         table.step(0.1)
         steps.append(table.values()[0, 0].item())
