@@ -39,7 +39,7 @@ class OnePass:
         self.pipeline, self._assigned = pipeline, assigned
         # Learns how the inputs of derived columns are read.
         kinds = schema_of(pipeline.fit_columns(assigned.filter(pl.col(SPLIT_COLUMN) == "train")))
-        self._fitted = pipeline._fitted_operators()
+        self._fitted = pipeline.start_fit()
         self._looks: dict[str, list[FittedOperator]] = {name: [] for name in (_FLOATS, _WHOLE)}
         for operator, kind in zip(self._fitted, kinds.values(), strict=True):
             self._looks[_FLOATS if kind.is_float() else _WHOLE].append(operator)
@@ -47,7 +47,7 @@ class OnePass:
         late = {operator.name for operator in self._fitted}
         self._crosses = [
             operator
-            for operator in pipeline._operators.values()
+            for operator in pipeline.operators.values()
             if isinstance(operator, Cross) and late & set(operator.of)
         ]
         wide = [
@@ -56,8 +56,6 @@ class OnePass:
         self.changed = [*wide, *self.aside]
         self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in self.aside}
         self._rows = 0
-        for operator in self._fitted:
-            operator.start()
 
     def read(self, keep: Sequence[str]) -> pl.LazyFrame:
         """Returns what `FeaturePipeline.transform` does, with 0 for what is not known yet, and the columns aside.
@@ -73,7 +71,7 @@ class OnePass:
             ).alias(name)
             for name in self.aside
         )
-        return self.pipeline._encoded(lazy, _encode, labels=True, keep=[*keep, *self.aside])
+        return self.pipeline.encoded(lazy, _encode, labels=True, keep=[*keep, *self.aside])
 
     def learn(self, columns: _Arrays, train: np.ndarray) -> None:
         """Takes the next rows of all.
@@ -106,9 +104,7 @@ class OnePass:
         for name, waiting in self._waiting.items():
             if self._rows:
                 self._update(name, np.concatenate(waiting))
-        for operator in self._fitted:
-            operator.finish()
-        self.pipeline._request = None
+        self.pipeline.end_fit()
 
     def complete(self, columns: _Arrays) -> None:
         """Puts what is known now into the ids and numbers of some rows, in place.

@@ -65,6 +65,9 @@ class FeaturePipeline:
     Args:
         spec: The description of the columns.
 
+    Attributes:
+        operators: What encodes each feature, by its name.
+
     Example:
         >>> from features.validation import validate
         >>> spec = validate(FeatureSpec, {
@@ -82,7 +85,7 @@ class FeaturePipeline:
     def __init__(self, spec: FeatureSpec) -> None:
         self.spec = spec
         self.layout: Layout = spec.layout
-        self._operators: dict[str, Operator | Cross] = {item.name: _operator(item, spec) for item in spec.features}
+        self.operators: dict[str, Operator | Cross] = {item.name: _operator(item, spec) for item in spec.features}
         self._derived = Derived(spec.derive)
         self._request: RequestEncoder | None = None
 
@@ -121,7 +124,7 @@ class FeaturePipeline:
             lazy = self.derive(lazy)
         schema = schema_of(lazy)
         wanted = []
-        for number, operator in enumerate(self._fitted_operators()):
+        for number, operator in enumerate(self.fitted_operators()):
             require_column(operator.column, schema)
             wanted.append(operator.fit_expression(schema).alias(str(number)))
         return lazy.select(wanted)
@@ -132,9 +135,7 @@ class FeaturePipeline:
         Raises:
             DataError: There is no row.
         """
-        fitted = self._fitted_operators()
-        for operator in fitted:
-            operator.start()
+        fitted = self.start_fit()
         rows = 0
         for piece in iterate(columns, FIT_ROWS) if fitted else ():
             rows += piece.height
@@ -144,10 +145,25 @@ class FeaturePipeline:
                 operator.update(column.to_numpy())
         if fitted and not rows:
             raise DataError("there is no row to fit on", mend="check the input and the split")
+        self.end_fit()
+        return self
+
+    def start_fit(self) -> list[FittedOperator]:
+        """Returns the fitted operators, which forget what they know and wait to be given rows."""
+        fitted = self.fitted_operators()
         for operator in fitted:
+            operator.start()
+        return fitted
+
+    def end_fit(self) -> None:
+        """Makes of the rows that the fitted operators were given what they encode by.
+
+        Raises:
+            DataError: The numbers are too large.
+        """
+        for operator in self.fitted_operators():
             operator.finish()
         self._request = None
-        return self
 
     def transform(
         self, frame: pl.LazyFrame | pl.DataFrame, *, labels: bool = True, keep: Sequence[str] = ()
@@ -168,7 +184,7 @@ class FeaturePipeline:
             DataError: A column is missing or of a wrong dtype.
         """
         self._check_fitted()
-        return self._encoded(
+        return self.encoded(
             self.derive(frame), lambda operator, schema: operator.expressions(schema), labels=labels, keep=keep
         )
 
@@ -220,8 +236,8 @@ class FeaturePipeline:
         """
         self._check_fitted()
         if self._request is None:
-            operators = list(self._operators.values())
-            self._request = RequestEncoder(self.layout, operators, self._side_operators(), self._derived)
+            operators = list(self.operators.values())
+            self._request = RequestEncoder(self.layout, operators, self.side_operators(), self._derived)
         return self._request(rows, shared=shared, labels=labels)
 
     def explain(self, frame: pl.LazyFrame, error: BaseException, *, labels: bool) -> DataError:
@@ -235,9 +251,9 @@ class FeaturePipeline:
             if problem is None:
                 derived = self.derive(frame)
                 schema = derived.collect_schema()
-                operators = [item for item in self._operators.values() if isinstance(item, Operator)]
+                operators = [item for item in self.operators.values() if isinstance(item, Operator)]
                 if labels:
-                    operators += [item for items in self._side_operators().values() for item in items]
+                    operators += [item for items in self.side_operators().values() for item in items]
                 problem = _first_problem(derived, [found for item in operators for found in item.problems(schema)])
             if problem is not None:
                 return problem
@@ -249,7 +265,7 @@ class FeaturePipeline:
     def state(self) -> dict[str, Any]:
         """Returns what was fitted, by feature, as plain JSON."""
         fitted = {
-            name: operator.state() for name, operator in self._operators.items() if isinstance(operator, FittedOperator)
+            name: operator.state() for name, operator in self.operators.items() if isinstance(operator, FittedOperator)
         }
         return {name: state for name, state in fitted.items() if state is not None}
 
@@ -265,7 +281,7 @@ class FeaturePipeline:
             ArtifactError: It cannot be written.
         """
         self._check_fitted()
-        for name, operator in self._operators.items():
+        for name, operator in self.operators.items():
             if isinstance(operator, FittedOperator) and (table := operator.table()) is not None:
                 write_table(Path(folder) / _table_file(name), table)
         write_json(
@@ -300,7 +316,7 @@ class FeaturePipeline:
         try:
             pipeline = FeaturePipeline(validate(FeatureSpec, data["spec"]))
             for name, state in data["state"].items():
-                operator = pipeline._operators[name]
+                operator = pipeline.operators[name]
                 if isinstance(operator, FittedOperator):
                     operator.restore(state)
                     if "table" in state:
@@ -314,7 +330,7 @@ class FeaturePipeline:
         pipeline._check_fitted()
         return pipeline
 
-    def _encoded(
+    def encoded(
         self,
         lazy: pl.LazyFrame,
         encode: Callable[[Operator, Schema], list[pl.Expr]],
@@ -322,14 +338,24 @@ class FeaturePipeline:
         labels: bool,
         keep: Sequence[str],
     ) -> pl.LazyFrame:
-        """What `transform` returns, of a frame with its derived columns and of what `encode` makes of them."""
+        """Returns what `transform` does, of a frame with its derived columns.
+
+        Args:
+            lazy: Rows, as `derive` returns them.
+            encode: Makes the expressions of an operator, given the schema of the rows; crosses follow from them.
+            labels: As for `transform`.
+            keep: As for `transform`.
+
+        Raises:
+            DataError: A column is missing or of a wrong dtype.
+        """
         schema = schema_of(lazy)
         singles: dict[str, pl.Expr] = {}
         dense: list[pl.Expr] = []
         vectors: list[pl.Expr] = []
         bags: list[pl.Expr] = []
         columns: dict[str, pl.Expr] = {}
-        for name, operator in self._operators.items():
+        for name, operator in self.operators.items():
             if isinstance(operator, Cross):
                 continue
             for column in operator.columns:
@@ -339,7 +365,7 @@ class FeaturePipeline:
                 singles[name] = expressions[0]
             else:
                 {"bag": bags, "number": dense, "vector": vectors}[operator.kind].extend(expressions)
-        for name, operator in self._operators.items():
+        for name, operator in self.operators.items():
             if isinstance(operator, Cross):
                 singles[name] = operator.expression([singles[part] for part in operator.of])
         for name, expression in zip(self.layout.bag_names, bags, strict=True):
@@ -351,7 +377,7 @@ class FeaturePipeline:
         if vectors:
             columns["vectors"] = pl.concat_arr(vectors)
         if labels:
-            side = self._side_operators()
+            side = self.side_operators()
             for role, operators in side.items():
                 encoded = []
                 for operator in operators:
@@ -362,25 +388,12 @@ class FeaturePipeline:
         encoded_columns = lazy.with_columns(expression.alias(name) for name, expression in columns.items())
         return encoded_columns.select(*columns, *keep)
 
-    def _inputs(self) -> dict[str, Any]:
-        """How the inputs of derived columns are read, where there are any."""
-        return {"inputs": self._derived.kinds} if self._derived.inputs else {}
+    def fitted_operators(self) -> list[FittedOperator]:
+        """Returns those that learn from the training rows, in the order of the spec."""
+        return [item for item in self.operators.values() if isinstance(item, FittedOperator)]
 
-    def _check_fitted(self) -> None:
-        if self._derived.kinds is None:
-            raise ConfigError(
-                "the pipeline is not fitted", field="derive", mend="call fit with the training rows first"
-            )
-        for name, operator in self._operators.items():
-            if isinstance(operator, FittedOperator) and not operator.fitted:
-                raise ConfigError(
-                    "the pipeline is not fitted", field=f"features.{name}", mend="call fit with the training rows first"
-                )
-
-    def _fitted_operators(self) -> list[FittedOperator]:
-        return [item for item in self._operators.values() if isinstance(item, FittedOperator)]
-
-    def _side_operators(self) -> dict[str, list[Operator]]:
+    def side_operators(self) -> dict[str, list[Operator]]:
+        """Returns what encodes labels, weight, group, time and reference, by role, as far as the spec has them."""
         spec = self.spec
         side: dict[str, list[Operator]] = {"labels": [Outcome("label", column) for column in spec.labels]}
         if spec.weight is not None:
@@ -394,6 +407,21 @@ class FeaturePipeline:
         if spec.reference is not None:
             side["reference"] = [Outcome("reference", spec.reference)]
         return side
+
+    def _inputs(self) -> dict[str, Any]:
+        """How the inputs of derived columns are read, where there are any."""
+        return {"inputs": self._derived.kinds} if self._derived.inputs else {}
+
+    def _check_fitted(self) -> None:
+        if self._derived.kinds is None:
+            raise ConfigError(
+                "the pipeline is not fitted", field="derive", mend="call fit with the training rows first"
+            )
+        for name, operator in self.operators.items():
+            if isinstance(operator, FittedOperator) and not operator.fitted:
+                raise ConfigError(
+                    "the pipeline is not fitted", field=f"features.{name}", mend="call fit with the training rows first"
+                )
 
 
 def _operator(feature: Feature, spec: FeatureSpec) -> Operator | Cross:

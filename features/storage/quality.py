@@ -175,9 +175,9 @@ def problems_of(pipeline: FeaturePipeline, schema: pl.Schema, *, labels: bool = 
         DataError: A column is missing or of a type that no value of it can be taken.
     """
     problems = pipeline.input_problems(schema)
-    side_operators = pipeline._side_operators() if labels else {}
+    side_operators = pipeline.side_operators() if labels else {}
     sides = [(role, item) for role, items in side_operators.items() for item in items]
-    for role, operator in [*((None, item) for item in pipeline._operators.values()), *sides]:
+    for role, operator in [*((None, item) for item in pipeline.operators.values()), *sides]:
         if isinstance(operator, Operator) and not set(operator.columns) & set(pipeline.spec.derive):
             for column in operator.columns:
                 require_column(column, schema, role=role)
