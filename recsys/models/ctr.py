@@ -99,10 +99,14 @@ class CTRModel(nn.Module):
         """The parameters of the network, without the table, by name."""
         return dict(self.network.named_parameters())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that make up the model, by name: network, table as it is stored, its indices."""
+    def tensors(self, *, table: bool = True) -> dict[str, Tensor]:
+        """The tensors that make up the model, by name: network, table as it is stored (unless left out), its indices.
+
+        The live ones, but for the rows of a table with a master copy, which are made of it here.
+        """
         out: dict[str, Tensor] = {f"network.{name}": p.detach() for name, p in self.dense_parameters().items()}
-        out["table"] = self.embedding.table.stored()
+        if table:
+            out["table"] = self.embedding.table.stored()
         return out | self.embedding.indices()
 
     @torch.no_grad()

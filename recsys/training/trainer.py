@@ -184,9 +184,9 @@ class Trainer:
             self._end_epoch(valid)
         best = self._checkpoints.best
         _fill(self.model, functools.partial(self._checkpoints.restore, best))
-        if self.config.ema is not None:
-            # What is learned from here on is averaged by itself: the steps before led to other weights than these.
-            self._average = ModelAverage(self.model, self.config.ema)
+        self._checkpoints.restore(best, self._hot_state())
+        # The steps before led to other weights than these; the table's part goes on telling when its rows moved.
+        self._average = None
         rate = examples / seconds if seconds else 0.0
         result = TrainResult(p.best_epoch, p.best_metrics, p.history, p.step, rate, p.finished, p.skipped, best)
         if self.listener:
@@ -205,6 +205,8 @@ class Trainer:
             DataError: As `fit` does for steps that are not finite.
         """
         self.model.train()
+        if self.config.ema is not None and self._average is None:
+            self._average = ModelAverage(self.model, self.config.ema)
         learned = 0
         for batch in batches:
             _, _, rows = self._step(batch, 1.0)
@@ -368,18 +370,17 @@ class Trainer:
         return predict(self.model, valid)
 
     def _save_best(self, state: dict[str, Any]) -> None:
-        write_tensors(self._checkpoints.best, self.model.tensors(), state)
+        write_tensors(self._checkpoints.best, {**self.model.tensors(), **self._hot_state()}, state)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, by name; live tensors but for the random state."""
         table_state = self.model.embedding.table.optimizer_state()
         # Rows of a master copy are made from it whenever they are asked for: they are no state of their own.
-        made = {"table"} if "master" in table_state else set()
-        out = {f"model.{name}": t for name, t in self.model.tensors().items() if name not in made}
+        own = self.model.tensors(table="master" not in table_state)
+        out = {f"model.{name}": t for name, t in own.items()}
         for name, t in table_state.items():
             out[f"table_optimizer.{name}"] = t
-        for name, t in self._hot_state().items():
-            out[f"hot.{name}"] = t
+        out |= self._hot_state()
         for name, parameter in self._parameters.items():
             for key, t in self._dense.state[parameter].items():
                 out[f"optimizer.{name}.{key}"] = t
@@ -389,11 +390,14 @@ class Trainer:
         return out
 
     def _hot_state(self) -> dict[str, Tensor]:
+        """Who owns the hot slots and why, by name; live tensors."""
         hot = self.model.embedding.hot
-        return hot.state() if hot else {}
+        return {f"hot.{name}": t for name, t in hot.state().items()} if hot else {}
 
     def _save(self) -> None:
         p = self._progress
+        if p.skipped_in_a_row:
+            return  # what led to steps that are not finite may be in the weights: it must not drive out sound ones
         state = {"progress": asdict(p), **self._settings(), **identity_of(self.model)}
         self._checkpoints.save(p.step, self._tensors(), state)
 

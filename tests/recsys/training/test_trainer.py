@@ -10,12 +10,14 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from features.batch import Batch
 from features.errors import ArtifactError, ConfigError, DataError, UndefinedMetricError
@@ -31,7 +33,7 @@ from recsys.evaluation.metrics import evaluate
 from recsys.models import CTRModel, ModelConfig
 from recsys.models.convert import convert
 from recsys.tensorfile import read_tensors, write_tensors
-from recsys.training import TrainConfig, Trainer, load_best, predict
+from recsys.training import TrainConfig, Trainer, TrainResult, load_best, predict
 from recsys.training.trainer import weighted_loss
 from tests.recsys.training import training_job
 
@@ -420,6 +422,16 @@ def test_training_that_explodes_is_stopped(store_folder: Path, tmp_path: Path) -
         )
 
 
+def test_a_streak_of_skipped_steps_drives_out_no_sound_checkpoint(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, checkpoint_steps=2, max_skipped_steps=9)
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    with pytest.raises(DataError, match="not finite for 9 steps in a row"):
+        trainer.fit(poisoned(store, config, *range(6, 20)), training_job.loaders(store, config)[1])
+    left = [read_tensors(path)[1]["progress"] for path in sorted(tmp_path.glob("step-*"))]
+    assert [(p["step"], p["skipped"]) for p in left] == [(4, 0), (6, 0)]
+
+
 def test_a_table_made_for_another_optimizer_is_refused(store_folder: Path, tmp_path: Path) -> None:
     store = Store.open(store_folder)
     model, _ = training_job.build(store, table_optimizer="sgd")
@@ -433,6 +445,61 @@ def test_rows_that_share_a_step_are_refused_before_any_work(store_folder: Path, 
     with pytest.raises(ConfigError, match=r"is for serving.*int8-table, a step of .* for all rows.*train.warm_start"):
         Trainer(convert(model, "int8-table"), config, seed=3, folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class AtEpochs:
+    """Keeps what a function gives at the end of every epoch."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        self.look = look
+        self.seen: list[Any] = []
+
+    def on_start(self, total_steps: int, total_epochs: int, step: int) -> None:
+        pass
+
+    def on_step(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def on_epoch(self, epoch: int, step: int, values: dict[str, float]) -> None:
+        self.seen.append(self.look())
+
+    def on_end(self, result: TrainResult) -> None:
+        pass
+
+
+def test_a_fitted_model_has_the_hot_region_of_its_best_epoch(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    rate = {"learning_rate": 0.1, "table_learning_rate": 0.1, "schedule": "constant", "clip_norm": None}
+    model, config = training_job.build(store, embedding={"hot": training_job.HOT}, epochs=5, **rate)
+
+    def region() -> dict[str, Tensor]:
+        hot = model.embedding.hot
+        assert hot is not None
+        return {name: t.clone() for name, t in {**hot.state(), "keys": model.embedding.hot_keys}.items()}
+
+    epochs = AtEpochs(region)
+    result = Trainer(model, config, seed=3, folder=tmp_path, listener=epochs).fit(*training_job.loaders(store, config))
+    assert result.best_epoch < 5
+    best, last = epochs.seen[result.best_epoch - 1], epochs.seen[-1]
+    assert all(torch.equal(t, best[name]) for name, t in region().items())
+    assert not torch.equal(best["keys"], last["keys"])
+
+
+def test_after_a_fit_the_table_tells_when_its_rows_moved(store_folder: Path, tmp_path: Path) -> None:
+    store = Store.open(store_folder)
+    model, config = training_job.build(store, epochs=2, ema=0.9)
+    trainer = Trainer(model, config, seed=3, folder=tmp_path)
+    train, valid = training_job.loaders(store, config)
+    result = trainer.fit(train, valid)
+    average = model.embedding.table.average
+    assert average is not None
+    assert int(average.steps) == int(average.last.max()) == result.steps
+    with trainer.averaged():  # the best weights are averages already
+        assert torch.equal(model.embedding.table.stored(), read_tensors(tmp_path / "best.safetensors")[0]["table"])
+    train.set_epoch(0)
+    trainer.learn(batch for _, batch in zip(range(3), train, strict=False))
+    assert model.embedding.table.average is not average
+    assert int(model.embedding.table.average.steps) == 3
 
 
 def test_a_trainer_fits_once(store_folder: Path, tmp_path: Path) -> None:
