@@ -230,7 +230,6 @@ def _train(arm: Arm, limit: int | None, setting: Mapping[str, Any], seed: int, t
         )
     scored = predict(model, Loader(store, "test", train.eval_batch_size))
     assert scored.labels is not None
-    table_bytes, stored = (baseline or plan).table_bytes, model.embedding.table.stored()
     return Run(
         arm=arm,
         setting=setting,
@@ -238,8 +237,8 @@ def _train(arm: Arm, limit: int | None, setting: Mapping[str, Any], seed: int, t
         best_epoch=result.best_epoch,
         valid_auc=result.best_metrics["auc"],
         valid_logloss=result.best_metrics["logloss"],
-        table_bytes=table_bytes,
-        training_bytes=table_bytes - stored.numel() * stored.element_size() + model.embedding.table.training_bytes,
+        table_bytes=(baseline or plan).table_bytes,
+        training_bytes=model.embedding.training_bytes,
         labels=scored.labels[:, 0],
         probabilities=scored.probabilities[:, 0],
     )

@@ -55,8 +55,10 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
     Returns:
         run, folder, bundle, best_epoch, valid (metrics), epochs, steps, stopped, skipped_steps, examples_per_second,
         table_bytes, table_rows, table_parameters, network_parameters, lookups, embedding_width, memory_bytes,
+        training_bytes (all that the embedding held while it trained, optimizer and moving average included),
         warm_start (see `start_from`; None without one), thresholds (see `without_what_did_not_pass`; None without
-        them), calibration (its method, or None), processes, mlflow_run_id. The table's figures are those of the bundle.
+        them), calibration (its method, or None), processes, mlflow_run_id. The table's other figures are those of the
+        bundle.
 
     Raises:
         ConfigError: Some settings do not go together; no run is begun.
@@ -113,6 +115,7 @@ def train(config: ExperimentConfig, console: Console, *, resume: bool = False) -
             if processes.rank == 0:
                 if processes.connected:
                     model = _whole_model(config, store, plan, run)
+                size["training_bytes"] = model.embedding.training_bytes
                 if config.thresholds:
                     model, passed = without_what_did_not_pass(model, store, console)
                     size |= table_size(model.plan)

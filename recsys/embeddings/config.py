@@ -52,7 +52,7 @@ class HotConfig(Strict):
     and 4 bytes."""
     start: Literal["counts", "empty"] = "counts"
     """counts: the most frequent ids of the training split own the slots at first; empty: nobody does."""
-    half_life: int = Field(1000, ge=1)
+    half_life: int = Field(1000, ge=1, lt=2**31)
     """Steps after which evidence for an id counts half; shorter follows drift sooner, longer chooses better."""
     expire: int | None = Field(None, ge=1)
     """Steps without a sight of it after which an owner loses its slot; never when left out (it can still be beaten)."""
@@ -69,7 +69,7 @@ class EmbeddingConfig(Strict):
     format: FormatName = "fp32"
     """How a row is stored, trained and served: fp32, bf16, fp16, or int8, int4 and int2 codes with a scale a row."""
     rows: int = Field(100_000, ge=1, lt=2**31)
-    """Rows that ids hash into: the shared region, or for `hashed` all features' rows together."""
+    """Rows that ids hash into: the shared region, or for `hashed` the rows of all features, one each at least."""
     split: Literal["proportional", "sqrt", "equal"] = "proportional"
     """How `hashed` divides its rows: by the number of distinct values, by its square root, or evenly."""
     chunks: ChunksConfig = ChunksConfig()

@@ -25,6 +25,8 @@ HEADROOM = 1.125
 """A scale that has to grow grows this much further than it must."""
 BEST_STEP = {4: 0.3352, 2: 0.9957}
 """Bits of a code -> the scale that rounds normally distributed values of variance 1 best (Max 1960, table II)."""
+ENCODED_AT_ONCE = 1 << 16
+"""Rows of a table: what rounding them holds beside them does not follow the table's size."""
 SHRINK_BELOW = 0.5
 """A scale is made smaller once the row needs less than this share of it."""
 
@@ -111,6 +113,13 @@ class RowFormat:
         if self.step is not None:
             return self._pack(self._codes_of(values, torch.tensor(self.step), 0.5 if noise is None else noise))
         return self._pack(*self._quantise(values, noise, previous))
+
+    def encode_table(self, values: Tensor) -> Tensor:
+        """As `encode` to nearest, in steps: of a whole table [R, D] there is no more than the result beside it."""
+        stored = self.empty(len(values))
+        for start in range(0, len(values), ENCODED_AT_ONCE):
+            stored[start : start + ENCODED_AT_ONCE] = self.encode(values[start : start + ENCODED_AT_ONCE])
+        return stored
 
     def round(self, values: Tensor) -> Tensor:
         """What the rows [n, D] would be read as once stored, rounded to nearest."""

@@ -26,6 +26,7 @@ from recsys.embeddings.addressing import (
     range_reduce,
     salt,
 )
+from recsys.memory import MemoryPart
 
 if TYPE_CHECKING:
     from recsys.embeddings.plan import EmbeddingPlan, FeaturePlan
@@ -37,7 +38,18 @@ SKETCH_ROWS = 4
 """Counters an id is counted in; its estimate is the least of them."""
 SKETCH_COUNTERS = 8
 """Counters of the sketch for every slot; with 4, ids that collide get in in place of the head."""
+_SLOT_BYTES = 12 + 8 + 4 * SKETCH_COUNTERS
+"""Of a slot: its key and share in the plan and its key in the module; score and age; its part of the sketch."""
 _RENORMALISE = 2.0**32
+
+
+def hot_memory(slots: int) -> MemoryPart:
+    """What the index and the training state of so many slots take; their rows are the table's.
+
+    >>> hot_memory(1000).bytes
+    52000
+    """
+    return MemoryPart("hot region", slots * _SLOT_BYTES, "embedding.hot", "fewer slots")
 
 
 class HotRegion:

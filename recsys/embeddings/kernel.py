@@ -52,6 +52,8 @@ def make_table(rows: int, format: RowFormat, optimizer: TableOptimizer, kernel: 
             return NumbaTable(rows, format, optimizer)
         return TorchTable(rows, format, optimizer)
     except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         table = f"{rows:,} rows x {format.width} values in {format.name}: {rows * format.row_bytes:,} bytes"
         raise ConfigError(
             "the table and its optimizer's state do not fit into memory",

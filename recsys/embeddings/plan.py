@@ -19,8 +19,9 @@ from features.layout import Layout
 from recsys.embeddings.addressing import HASH_VERSION, NO_OWNER, WAYS, exact_key
 from recsys.embeddings.config import EmbeddingConfig
 from recsys.embeddings.formats import SHARED_INT8, FormatName, RowFormat
-from recsys.embeddings.hot import most_frequent
+from recsys.embeddings.hot import hot_memory, most_frequent
 from recsys.embeddings.kept import WORD_BYTES, words_of
+from recsys.memory import require_memory
 
 HOT_KEY_BYTES = 4
 """Bytes of one entry of the hot index."""
@@ -270,8 +271,8 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
         never on the order of features.
 
     Raises:
-        ConfigError: an override names no feature, an exact feature is to be hot, or the table would be too large to
-            address.
+        ConfigError: an override names no feature, an exact feature is to be hot, there are fewer rows than features
+            that hash into rows of their own, or the table would be too large to address.
     """
     names = [(n, False) for n in layout.id_names] + [(n, True) for n in layout.bag_names]
     known = [n for n, _ in names]
@@ -284,6 +285,7 @@ def plan_embedding(layout: Layout, config: EmbeddingConfig, id_counts: IdCounts)
     exact = {n for n in known if chunks[n] and (collisionless or config.exact.of(n, values[n]))}
     hot = _hot_slots(config, [n for n in known if chunks[n]], exact, id_counts)
     _check_not_exact(hot, exact, config)
+    require_memory([hot_memory(sum(hot.values()))])
     segments, hashed_rows = _hashed_segments(config, known, chunks, values, exact)
     exact_base, exact_start, end, entries = {}, {}, hashed_rows, 0
     for name in sorted(exact):
@@ -375,6 +377,13 @@ def _hashed_segments(
         return dict.fromkeys(used, (0, config.rows)), config.rows
     # Unseen values of an exact field share one row; the remaining rows are divided among the hashed fields.
     hashed = [n for n in used if n not in exact]
+    if len(hashed) > config.rows:
+        raise ConfigError(
+            "there are fewer rows than features that hash into rows of their own",
+            field="embedding.rows",
+            found=f"{config.rows} rows, {len(hashed)} features",
+            mend="raise it, or drop features (embedding.chunks)",
+        )
     power = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}[config.split]
     weights = {n: max(values[n], 1) ** power for n in hashed}
     total = math.fsum(weights.values())

@@ -117,8 +117,9 @@ class Table(nn.Module, ABC):
     @property
     def training_bytes(self) -> int:
         """Bytes of everything a row has while it trains: weights, master copy, optimizer state and moving average."""
-        tensors = list(self.optimizer_state().values())
-        if not self.optimizer.master:
+        state = self.optimizer_state()
+        tensors = list(state.values())
+        if "master" not in state:
             tensors.append(self.stored())
         if self.average is not None:
             tensors += self.average.state().values()
@@ -131,4 +132,4 @@ class Table(nn.Module, ABC):
             self.assign(rows, torch.empty(len(rows), self.width).uniform_(-scale, scale, generator=generator))
 
 
-_INITIALISED_AT_ONCE = 1 << 20
+_INITIALISED_AT_ONCE = 1 << 16

@@ -1,4 +1,4 @@
-"""The table on plain torch operations: any device torch has, every format and optimizer, no compiler."""
+"""The table on plain torch operations: every format and optimizer, no compiler.  Its state lies on the CPU."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ class TorchTable(Table):
         return weight.clone() if self.rounds else self.format.decode(weight)
 
     def assign(self, rows: Tensor | None, values: Tensor) -> None:
-        stored = values if self.rounds else self.format.encode(values)
         with torch.no_grad():
             if rows is None:
-                self.weight.copy_(stored)
+                self.weight.copy_(values if self.rounds else self.format.encode_table(values))
             else:
+                stored = values if self.rounds else self.format.encode(values)
                 self.weight.index_copy_(0, rows.to(torch.int64), stored)
 
     def stored(self) -> Tensor:
-        return self.format.encode(self.weight) if self.rounds else self.weight
+        return self.format.encode_table(self.weight) if self.rounds else self.weight
 
     def load_stored(self, stored: Tensor) -> None:
         self.weight.copy_(self.format.decode(stored) if self.rounds else stored)

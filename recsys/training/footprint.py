@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from features.layout import Layout
+from recsys.embeddings.hot import hot_memory
 from recsys.embeddings.kernel import table_memory
 from recsys.embeddings.plan import EmbeddingPlan
 from recsys.memory import MemoryPart
@@ -30,7 +31,7 @@ LAYER_COPIES = 3
 def training_memory(layout: Layout, plan: EmbeddingPlan, network: ModelConfig, config: TrainConfig) -> list[MemoryPart]:
     """The parts of a training that are large: table, its optimizer, averages, network, and the values of a batch.
 
-    The numbers of copies were counted in the code and measured: the sum is 1.0 to 1.7 times what a process grows by.
+    The numbers of copies were counted in the code and measured: the sum is .8 to 1.7 times what a process grows by.
     A bag counts as one value an example.  What the data and the program itself take is left out.
     """
     with torch.device("meta"):  # shapes alone
@@ -48,6 +49,7 @@ def training_memory(layout: Layout, plan: EmbeddingPlan, network: ModelConfig, c
     average = averaged * FLOAT + plan.rows * plan.row_bytes if config.ema is not None else 0
     return [
         *table_memory(plan.rows, plan.row_format, config.optimizer_of_table),
+        hot_memory(plan.hot_slots),
         MemoryPart("moving average", average, "train.ema", "leave it out, or lower embedding.rows"),
         MemoryPart(
             f"network of {parameters:,} parameters",

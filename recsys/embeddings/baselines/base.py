@@ -86,6 +86,11 @@ class BaselineEmbedding(nn.Module, ABC):
         stored = (self.table.stored(), self.exact_keys)
         return sum(t.numel() * t.element_size() for t in stored)
 
+    @property
+    def training_bytes(self) -> int:
+        """As `MultiplexedEmbedding.training_bytes`."""
+        return self.table.training_bytes + self.exact_keys.numel() * self.exact_keys.element_size()
+
 
 def distinct_values(layout: Layout, id_counts: IdCounts) -> dict[str, int]:
     """Number of distinct training values of each feature, in layout order.

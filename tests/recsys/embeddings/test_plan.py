@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from features.errors import ArtifactError, ConfigError
 from features.layout import Layout
 from features.validation import validate
+from recsys import memory
 from recsys.embeddings import EmbeddingConfig, EmbeddingPlan, MultiplexedEmbedding, plan_embedding
 from recsys.embeddings.addressing import mix64, salt
 from recsys.embeddings.plan import exact_index
@@ -235,3 +236,17 @@ def test_a_table_beyond_memory_is_refused_with_its_bytes() -> None:
 def test_a_table_too_large_to_address_is_refused() -> None:
     with pytest.raises(ConfigError, match="more rows than can be addressed"):
         make(list(SIZES), rows=2**31 - 1, exact={"max_values": 100})
+
+
+def test_fewer_rows_than_features_with_rows_of_their_own_are_refused() -> None:
+    layout = Layout(id_names=("a", "b", "c"))
+    config = validate(EmbeddingConfig, {"kind": "hashed", "rows": 2, "exact": {"max_values": 0}})
+    with pytest.raises(ConfigError, match=r"embedding\.rows: there are fewer rows.*2 rows, 3 features"):
+        plan_embedding(layout, config, {})
+
+
+def test_hot_slots_beyond_memory_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1_000_000)
+    config = validate(EmbeddingConfig, {"hot": {"features": {"a": 100_000}}})
+    with pytest.raises(ConfigError, match=r"embedding\.hot: it would not fit into memory.*fewer slots"):
+        plan_embedding(Layout(id_names=("a",)), config, {})

@@ -197,6 +197,20 @@ def test_a_master_copy_trains_in_fp32_and_is_read_as_stored(kernel: type[TorchTa
     assert table.training_bytes == ROWS * WIDTH * 4 + 8
 
 
+def test_training_bytes_count_an_fp32_table_that_needs_no_master_copy() -> None:
+    plain, master = (TorchTable(ROWS, FP32, TableOptimizer("sgd", master=own)) for own in (False, True))
+    assert plain.training_bytes == master.training_bytes == ROWS * WIDTH * 4 + 8
+
+
+def test_a_kernel_that_fails_is_not_taken_for_one_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(NumbaTable, "__init__", broken)
+    with pytest.raises(RuntimeError, match="no such operator"):
+        make_table(ROWS, FP32, TableOptimizer(), "numba")
+
+
 def test_training_bytes_count_weights_state_and_average() -> None:
     table = TorchTable(ROWS, RowFormat("int4", WIDTH), TableOptimizer("rowwise_adagrad"))
     assert table.training_bytes == ROWS * (4 + 2) + ROWS * 4 + 8

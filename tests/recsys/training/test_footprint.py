@@ -34,6 +34,8 @@ def test_parts_follow_the_config() -> None:
     assert estimate(small, {}, {})["table"] == 10_000
     assert estimate(small, {}, {"table_master": True})["table"] == 64_000
     assert estimate(TABLE, {}, {"ema": 0.9})["moving"] > 3 * parts["table"]
+    hot = estimate({**TABLE, "hot": {"features": {"f0": 1600}}}, {}, {})
+    assert (hot["hot"], parts["hot"]) == (1600 * 52, 0)
     small, large = (estimate(TABLE, {}, {"batch_size": n})["a"] for n in (20_000, 80_000))
     assert large == 4 * small
     wide = estimate({**TABLE, "chunks": {"default": 4}}, {}, {})
@@ -74,11 +76,21 @@ def test_what_cannot_fit_is_refused_by_the_key_that_decides(
             {"hidden": [8]},
             {"batch_size": 64, "eval_batch_size": 64, "table_optimizer": "adam", "ema": 0.9},
         ),
+        (
+            {"rows": 1_000_000, "width": 16, "format": "int4"},
+            {"hidden": [8]},
+            {"batch_size": 64, "eval_batch_size": 64, "table_master": True, "ema": 0.9},
+        ),
+        (
+            {"rows": 1000, "width": 4, "hot": {"features": {"f0": 4_000_000}}},
+            {"hidden": [8]},
+            {"batch_size": 64, "eval_batch_size": 64},
+        ),
         ({"rows": 1000, "chunks": {"default": 4}}, {}, {"batch_size": 16_384, "eval_batch_size": 64}),
         ({"rows": 1000}, {"interaction": "fm"}, {"batch_size": 16_384, "eval_batch_size": 64}),
         ({"rows": 1000}, {"interaction": "ipnn"}, {"batch_size": 16_384, "eval_batch_size": 64}),
     ],
-    ids=["table", "averages", "batch", "fm", "ipnn"],
+    ids=["table", "averages", "rounded", "hot", "batch", "fm", "ipnn"],
 )
 def test_a_process_grows_by_about_the_estimate(settings: memory_job.Settings, tmp_path: Path) -> None:
     done = subprocess.run(
