@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ArtifactError, ConfigError
-from features.storage.store import Store
 from pipelines.config import ExperimentConfig, load_config
 from pipelines.console import Console, bytes_text
 from pipelines.diagnostics import ROWS, Sample, data_sample, run_state, split_sample
-from pipelines.models import check_one_source, open_model
+from pipelines.models import OpenedModel, check_one_source, open_model
 from pipelines.prepare import dropped_of, open_store
 from pipelines.table_page import show, table_page
 from pipelines.workspace import Run, runs_of, write_bytes
 from recsys.embeddings.diagnostics import Diagnostics, diagnose
 from recsys.embeddings.plan import EmbeddingPlan, plan_embedding
 from recsys.models import CTRModel
-from recsys.serving.bundle import Bundle
 from recsys.serving.signature import column_types, output_names
 
 
@@ -109,7 +107,7 @@ def inspect_model(
         joined = opened.data if config is None else load_config(config).data
         sample = data_sample(bundle.pipeline, data[0], split, rows, joined)
     elif run:
-        sample = _own_sample(run, bundle, split, rows, console, html is not None)
+        sample = _own_sample(opened, split, rows, console, html is not None)
     elif html is not None:
         raise ConfigError(
             "a page about the table needs data to look at it through",
@@ -138,10 +136,11 @@ def inspect_model(
     }
 
 
-def _own_sample(run: Run, bundle: Bundle, split: str, rows: int, console: Console, required: bool) -> Sample | None:
+def _own_sample(opened: OpenedModel, split: str, rows: int, console: Console, required: bool) -> Sample | None:
     """The prepared data of a run; None if it cannot be used and is not required."""
     try:
-        store = Store.open(load_config(run.folder / "config.yaml").store_folder, spec=bundle.pipeline.spec)
+        store = opened.store()
+        assert store is not None  # it is a run's
         return split_sample(store, split, rows)
     except ArtifactError as error:
         if required:

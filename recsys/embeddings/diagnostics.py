@@ -309,12 +309,12 @@ def _updates(state: Mapping[str, Tensor], rows: int, regions: list[Region]) -> U
     ages = np.zeros(powers, np.int64)
     for region in regions:
         for start in range(region.start, region.stop, _BLOCK):
-            part = state[known][start : min(start + _BLOCK, region.stop)].numpy().reshape(-1, 1)
-            updated = (part != 0).any(1)
+            part = state[known][start : min(start + _BLOCK, region.stop)].numpy()
+            updated = (part.reshape(len(part), -1) != 0).any(1)
             never[region.name] += int((~updated).sum())
             total[region.name] += len(part)
             if steps and region.name in HASHED:
-                age = steps - part[updated, 0].astype(np.int64)
+                age = steps - part[updated].astype(np.int64)
                 ages += np.bincount(
                     np.searchsorted(10 ** np.arange(1, powers + 1), age, side="right"), minlength=powers
                 )

@@ -1,4 +1,4 @@
-"""The table on FBGEMM's table-batched embedding: the kernel of GPUs and of TorchRec, and a second one on a CPU."""
+"""The table on FBGEMM's table-batched embedding, TorchRec's kernel, on the CPU: a second one beside our own."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from recsys.embeddings.plan import IdCounts
 from recsys.embeddings.table import Table
 
 BLOCK = 1 << 20
-"""New rows made at a time: what is held beside the two tables does not follow their size."""
+"""New rows made at a time; a block holds, beside the two tables, the old rows that they are made of."""
 
 
 @dataclass(frozen=True)

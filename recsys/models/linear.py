@@ -31,7 +31,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[B, I] -> [B, O]."""
         if torch.is_inference_mode_enabled():
-            faster = len(x) >= FEWEST_ROWS and self.out_features >= SMALLEST_OUTPUT and onednn_pays()
+            faster = len(x) >= FEWEST_ROWS and _onednn_takes(x, self.out_features)
             return (product if faster else F.linear)(x, self.weight, self.bias)
         if self.training and trains_in_onednn(x, self.out_features):
             out: Tensor = _OnednnLinear.apply(x, self.weight, self.bias)
@@ -41,9 +41,12 @@ class Linear(nn.Linear):
 
 def trains_in_onednn(x: Tensor, outputs: int) -> bool:
     """Whether products of x [B, I] with [outputs, I], and of their gradients, are to be oneDNN's."""
+    return torch.is_grad_enabled() and _onednn_takes(x, outputs)
+
+
+def _onednn_takes(x: Tensor, outputs: int) -> bool:
     return (
-        torch.is_grad_enabled()
-        and outputs >= SMALLEST_OUTPUT
+        outputs >= SMALLEST_OUTPUT
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and len(x) > 0  # oneDNN takes no empty product

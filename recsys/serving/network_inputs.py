@@ -21,7 +21,7 @@ class NetworkInputs:
     """`CTRModel.inputs_of`, to the bit, for models that are served.
 
     Args:
-        model: trained; later changes of its table are seen, those of its plan are not.
+        model: trained; later changes of its table are seen (not of a master copy), those of its plan are not.
 
     Raises:
         ArtifactError: the plan leads outside of the table or of an index.

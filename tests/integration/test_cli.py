@@ -354,7 +354,12 @@ def test_training_without_diagnostics(world: Any, recsys: Callable[..., Any]) ->
     assert recsys("prepare", world.config).code == 0
     outcome = recsys("train", world.config, "--json")
     assert outcome.code == 0, outcome.err
-    assert not (Path(outcome.json["folder"]) / "diagnostics.html").exists()
+    run = Path(outcome.json["folder"])
+    assert not (run / "diagnostics.html").exists()
+    assert recsys("prepare", world.config, "data.split.fractions=[0.5, 0.3, 0.2]").code == 0
+    other = recsys("inspect", run, "--json")
+    assert (other.code, other.json["diagnostics"]) == (0, None)
+    assert "is not what the run was trained on" in other.err
 
 
 def test_convert_writes_a_smaller_bundle_and_tells_its_cost(

@@ -76,3 +76,17 @@ def test_a_thin_product_is_a_product(outputs: int) -> None:
     weight = torch.randn(outputs, 7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(thin_product, (x, weight))
     torch.testing.assert_close(thin_product(x, weight), x @ weight.T)
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 64])
+def test_serving_in_another_precision_uses_torchs_own_product(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "onednn_pays", lambda: True)
+    layer, x = Linear(32, 32), torch.randn(rows, 32)
+    expected = torch.nn.functional.linear
+    with torch.inference_mode():
+        assert layer.double()(x.double()).dtype == torch.float64
+        layer.float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for given in (x, x.bfloat16()):
+                assert torch.equal(layer(given), expected(given, layer.weight, layer.bias))
