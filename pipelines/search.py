@@ -247,9 +247,9 @@ class _Job:
 
 
 def _by_norms(job: _Job) -> dict[str, Any]:
-    """Counts and norms after one short training; or the norms of chunks after one at the largest widths."""
+    """Counts and norms after one short training at the least widths; or norms alone after one at the largest."""
     statistics = job.settings.method == "statistics"
-    genes = uniform(job.space, 1) if statistics else job.space.largest
+    genes = job.space.thinnest if statistics else job.space.largest
     config = _at(job.config, job.space, genes, 1 if statistics else None)
     model = job.train(
         config,

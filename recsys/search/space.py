@@ -65,6 +65,11 @@ class SearchSpace:
         return self.sizes - 1
 
     @property
+    def thinnest(self) -> Genes:
+        """Every feature with the fewest chunks with which it is read; one that can have none is not."""
+        return np.array([next((place for place, level in enumerate(f.levels) if level), 0) for f in self.features])
+
+    @property
     def least_lookups(self) -> float:
         """What the cheapest allocation costs."""
         least = self.lookups(np.zeros(len(self.features), np.int64))

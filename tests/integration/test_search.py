@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
 
+from recsys.models import CTRModel
+from recsys.search.importance import chunk_norms
 from recsys.serving.bundle import load_bundle
 from recsys.serving.registry import import_mlflow
 
@@ -89,6 +92,22 @@ def test_allocations_without_a_supernet_keep_the_budget(prepared: Any, recsys: C
     assert 3 <= result["lookups"] <= 4
     assert result["fitness"] is None
     assert set(result["chunks"]) == FEATURES
+
+
+def test_statistics_come_from_a_model_that_reads_every_feature(
+    prepared: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[str, int] = {}
+
+    def watched(model: CTRModel, batches: Any) -> list[np.ndarray]:
+        read.update({f.name: f.chunks for f in model.plan.features})
+        return chunk_norms(model, batches)
+
+    monkeypatch.setattr("pipelines.search.chunk_norms", watched)
+    levels = ("search.levels=[0,2,4]", "search.features={tags: [0, 1]}")
+    result = searched(prepared, recsys, "search.method=statistics", "search.max_lookups=11", *levels)
+    assert read == {**dict.fromkeys(FEATURES, 2), "tags": 1}
+    assert 9 <= result["lookups"] <= 11
 
 
 def test_the_published_loop_saves_what_it_would_have_saved(prepared: Any, recsys: Callable[..., Any]) -> None:

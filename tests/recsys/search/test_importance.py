@@ -118,6 +118,14 @@ def test_frequent_values_count_for_more() -> None:
     assert by_statistics(space, [np.ones(1), np.ones(1)], counts, 1).tolist() == [0, 1]
 
 
+def test_a_feature_is_not_worth_more_for_the_chunks_of_the_short_training() -> None:
+    """Beside one of a single chunk, a feature that may have four or none had four, each with a norm a little less."""
+    space = space_of((0, 4), (0, 4))
+    counts = counts_of(space, 50, 50)
+    assert by_statistics(space, [np.full(4, 0.9), np.ones(1)], counts, 4).tolist() == [0, 1]
+    assert by_statistics(space, [np.full(4, 1.1), np.ones(1)], counts, 4).tolist() == [1, 0]
+
+
 def test_bags_cost_what_they_look_up() -> None:
     space = space_of((0, 1), (0, 1), values=3.0)
     counts = counts_of(space, 50, 50)

@@ -134,6 +134,11 @@ def test_a_count_that_is_no_level_becomes_the_next_smaller_one() -> None:
     assert space.allocation(uniform(space, 2)) == {"f0": 1, "f1": 2}
 
 
+def test_the_thinnest_allocation_reads_every_feature_that_can_be_read() -> None:
+    space = space_of((0, 1, 2), (0, 2, 4), (0, 4), (0,), (2, 3), (1,))
+    assert list(space.allocation(space.thinnest).values()) == [1, 2, 4, 0, 2, 1]
+
+
 def test_random_genes_have_every_level_as_often() -> None:
     space = space_of((0, 1), (0, 1, 2, 4))
     genes = space.random(generator(), 4000)
