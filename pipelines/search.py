@@ -32,7 +32,7 @@ from recsys.models.convert import convert
 from recsys.processes import launched
 from recsys.search.config import SearchConfig
 from recsys.search.evolution import evolve
-from recsys.search.fitness import Fitness, Sample, drawn_places, judge
+from recsys.search.fitness import Fitness, Sample, check_classes, drawn_places, judge
 from recsys.search.front import non_dominated, search_front
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
 from recsys.search.optembed import published_search
@@ -286,7 +286,7 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
         ),
     )
     started = time.perf_counter()
-    places = drawn_places(job.store.rows("valid"), settings.sample_rows, settings.seed)
+    places = _sampled(settings, job.store)
     calls = settings.generations
     if settings.max_lookups is None and settings.evolution == "elitist":
         calls += STARTS * _short(settings)
@@ -546,6 +546,18 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
         parts = table_memory(plan.rows, plan.row_format, supernet.train.optimizer_of_table)
         fewer = f"set search.supernet.rows, to embedding.rows ({config.embedding.rows}) for example"
         require_memory([replace(part, field="search.supernet.rows", mend=fewer) for part in parts])
+        check_classes(_labels(config, store)[_sampled(settings, store)])
+
+
+def _sampled(settings: SearchConfig, store: Store) -> np.ndarray:
+    """The validation rows on which candidates are judged."""
+    return drawn_places(store.rows("valid"), settings.sample_rows, settings.seed)
+
+
+def _labels(config: ExperimentConfig, store: Store) -> np.ndarray:
+    """[N, T] of the validation split."""
+    batches = Loader(store, "valid", config.train.eval_batch_size)
+    return np.concatenate([batch.labels.numpy() for batch in batches if batch.labels is not None])
 
 
 def _space(config: ExperimentConfig, settings: SearchConfig, store: Store, format: FormatName) -> SearchSpace:

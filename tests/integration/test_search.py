@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import yaml
 
+from features.storage.store import Store
 from recsys.models import CTRModel
 from recsys.search.importance import chunk_norms
 from recsys.serving.bundle import load_bundle
@@ -286,6 +287,18 @@ def test_a_validation_split_of_one_class_is_refused(world: Any, recsys: Callable
     outcome = recsys("search", world.config, *QUICK, "search.max_lookups=5")
     assert outcome.code == 2
     assert "one class" in outcome.err
+
+
+def test_a_sample_of_one_class_is_refused_before_anything_is_trained(
+    prepared: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.search.drawn_places", lambda *_: np.flatnonzero(labels == 0)[:50])
+    labels = Store.open(prepared.store).read("valid").labels[:, 0].numpy()  # type: ignore[index]
+    outcome = recsys("search", prepared.config, *QUICK, "search.max_lookups=5")
+    assert outcome.code == 2
+    assert "search.sample_rows: no allocation can be judged" in outcome.err
+    assert "0 of 50 validation rows are positive" in outcome.err
+    assert not (prepared.folder / "work" / "small" / "searches").exists()
 
 
 @pytest.mark.parametrize(
