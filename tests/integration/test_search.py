@@ -144,8 +144,24 @@ def test_run_searches_first_if_the_config_has_a_search_section(world: Any, recsy
     assert outcome.code == 0, outcome.err
     result = outcome.json
     assert result["train"]["lookups"] == sum(result["search"]["chunks"].values())
-    kept = Path(result["train"]["folder"]) / "config.yaml"
-    assert "allocation" not in kept.read_text().split("search:")[0]
+    kept = yaml.safe_load((Path(result["train"]["folder"]) / "config.yaml").read_text())
+    assert kept["embedding"]["chunks"]["features"] == result["search"]["chunks"]
+
+
+def test_a_run_that_was_cut_before_its_training_goes_on(world: Any, recsys: Callable[..., Any]) -> None:
+    alone = recsys("run", world.config, "train.epochs=1", "--resume", "--json")
+    assert alone.code == 0, alone.err
+    assert (alone.json["train"]["run"], alone.json["search"]) == ("0001", None)
+    again = recsys("run", world.config, "train.epochs=1", "--resume", "--json")
+    assert again.json["train"]["run"] == "0001"
+    quick = (*QUICK, "train.epochs=1", "search.max_lookups=5")
+    cut = recsys("search", world.config, *quick, "--json")
+    (Path(cut.json["folder"]) / "result.json").unlink()
+    outcome = recsys("run", world.config, *quick, "--resume", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["search"]["search"] == cut.json["search"]
+    assert outcome.json["train"]["run"] == "0002"
+    assert outcome.json["train"]["lookups"] == sum(outcome.json["search"]["chunks"].values())
 
 
 def test_mlflow_holds_the_search_its_table_and_its_child(world: Any, recsys: Callable[..., Any]) -> None:
