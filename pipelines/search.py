@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from features.errors import ArtifactError, ConfigError, UndefinedMetricError
+from features.errors import ArtifactError, ConfigError, UndefinedMetricError, list_names
 from features.loading.loader import Loader
 from features.storage.store import Store
 from pipelines.allocation import Allocation, write_allocation
@@ -39,6 +39,7 @@ from recsys.search.optembed import published_search
 from recsys.search.plots import front_picture
 from recsys.search.space import Genes, SearchSpace, space_of, uniform
 from recsys.search.supernet import SupernetTrainer
+from recsys.search.table_bytes import TableBytes
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
 from recsys.training import Trainer, TrainingListener, load_best
@@ -81,7 +82,7 @@ def search(config: ExperimentConfig, console: Console, *, resume: bool = False) 
     settings = config.search or SearchConfig()
     config = config.model_copy(update={"search": settings})
     store = open_store(config)
-    space = _space(config, settings, store, config.embedding.format)
+    space = _space(config, settings, store)
     _check(config, settings, store, space)
     folder = _search_to_resume(config, store) if resume else None
     if folder is not None and folder.finished:
@@ -113,10 +114,9 @@ class _Job:
         return self.settings.formats or (self.config.embedding.format,)
 
     @cached_property
-    def spaces(self) -> dict[FormatName, SearchSpace]:
-        """The same allocations, with the bytes that they take in each format."""
-        known = {self.config.embedding.format: self.space}
-        return {name: known.get(name) or _space(self.config, self.settings, self.store, name) for name in self.formats}
+    def table_bytes(self) -> TableBytes:
+        """The bytes that an allocation takes in a format."""
+        return TableBytes(self.store.layout, self.config.embedding, self.store.id_counts("train"))
 
     @classmethod
     def begin(
@@ -202,7 +202,7 @@ class _Job:
         return {
             "lookups": float(self.space.lookups_of(chunks)),
             "input_width": int(chunks.sum()) * self.config.embedding.width,
-            "table_bytes": int(self.spaces[format].bytes_of(chunks)),
+            "table_bytes": self.table_bytes(chunks, format),
         }
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -297,7 +297,7 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
             rounded = model if format == model.plan.format else convert(model, format)
             sample = Sample.of(rounded, job.loader("valid", config), places)
             log.judge_in(format, Fitness(model, space, sample, settings.metric))
-            genes, fitness, best = _evolved(settings, job.spaces[format], log)
+            genes, fitness, best = _evolved(settings, space, log)
             candidates += [_Candidate(format, own, float(value)) for own, value in zip(genes, fitness, strict=True)]
             before = time.perf_counter()
             whole = judge(rounded, job.loader("valid", config), space, best, settings.metric)
@@ -523,12 +523,13 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
             expected="rows read for an example",
             mend=f"give it, such as search.max_lookups={len(space.features)}; a front takes search.method=supernet",
         )
-    if settings.evolution == "published" and space.needs_a_chunk and not any(f.levels[0] for f in space.features):
+    if settings.evolution == "published" and space.lacks_a_chunk(np.zeros(len(space.features), np.int64)):
+        needed = [f.name for f in space.features if f.suffices]
         raise ConfigError(
-            "the published loop repairs nothing, so that it may propose a model without any input",
+            "the published loop repairs nothing, so that it may propose an allocation with which nothing can be trained",
             field="search.levels",
-            found=f"0 for all {len(space.features)} features",
-            mend="let the levels of a feature begin at 1, or set search.evolution to elitist",
+            found=f"0 for {list_names(needed)}",
+            mend="let the levels of one of them begin at 1, or set search.evolution to elitist",
         )
     largest = _at(config, space, space.largest, None)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
@@ -560,10 +561,9 @@ def _labels(config: ExperimentConfig, store: Store) -> np.ndarray:
     return np.concatenate([batch.labels.numpy() for batch in batches if batch.labels is not None])
 
 
-def _space(config: ExperimentConfig, settings: SearchConfig, store: Store, format: FormatName) -> SearchSpace:
-    """What there is to choose among, with the bytes that it takes in a row format."""
-    embedding = config.embedding.model_copy(update={"format": format})
-    return space_of(store.layout, embedding, store.id_counts("train"), settings, _bag_lengths(store))
+def _space(config: ExperimentConfig, settings: SearchConfig, store: Store) -> SearchSpace:
+    """What there is to choose among."""
+    return space_of(store.layout, config.embedding, store.id_counts("train"), settings, _bag_lengths(store))
 
 
 def _bag_lengths(store: Store) -> dict[str, float]:
