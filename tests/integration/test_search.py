@@ -89,10 +89,13 @@ def test_the_same_search_twice_gives_the_same_allocation(prepared: Any, recsys: 
 
 @pytest.mark.parametrize("method", ["statistics", "magnitude"])
 def test_allocations_without_a_supernet_keep_the_budget(prepared: Any, recsys: Callable[..., Any], method: str) -> None:
-    result = searched(prepared, recsys, f"search.method={method}", "search.max_lookups=4")
-    assert 3 <= result["lookups"] <= 4
+    own = (f"search.method={method}", "search.max_lookups=6", "search.features={user: [2], item: [1, 2]}")
+    result = searched(prepared, recsys, *own)
+    assert 5 <= result["lookups"] <= 6
     assert result["fitness"] is None
     assert set(result["chunks"]) == FEATURES
+    assert result["chunks"]["user"] == 2
+    assert result["chunks"]["item"] >= 1
 
 
 def test_statistics_come_from_a_model_that_reads_every_feature(
@@ -109,6 +112,16 @@ def test_statistics_come_from_a_model_that_reads_every_feature(
     result = searched(prepared, recsys, "search.method=statistics", "search.max_lookups=11", *levels)
     assert read == {**dict.fromkeys(FEATURES, 2), "tags": 1}
     assert 9 <= result["lookups"] <= 11
+
+
+def test_hot_slots_have_a_feature_in_whatever_is_found(prepared: Any, recsys: Callable[..., Any]) -> None:
+    """Of all features only users by city have too many values to be exact; alone they are the budget."""
+    table = ("embedding.hot.slots=16", "embedding.exact.max_values=100")
+    result = searched(prepared, recsys, *table, "search.max_lookups=1")
+    assert {name: count for name, count in result["chunks"].items() if count} == {"user_city": 1}
+    trained = recsys("train", prepared.config, *table, f"allocation={result['allocation']}", "--dry-run", "--json")
+    assert trained.code == 0, trained.err
+    assert trained.json["table_bytes"] == result["table_bytes"]
 
 
 def test_the_published_loop_saves_what_it_would_have_saved(prepared: Any, recsys: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.errors import ConfigError
 from recsys.embeddings.plan import IdCounts
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms, effective_values
-from recsys.search.space import SearchSpace
+from recsys.search.space import SearchFeature, SearchSpace
 from tests.recsys.search.landscapes import space_of, spaces
 from tests.recsys.search.models import LARGEST, WIDTH, batch, build, networks
 
@@ -74,6 +74,29 @@ def test_magnitude_passes_over_a_bag_it_cannot_pay_for() -> None:
     assert by_magnitude(space, norms, 2) == {"f0": 2, "f1": 0}
     with pytest.raises(ConfigError, match="1 or more"):
         by_magnitude(space_of((0, 1), (0, 1), needs_a_chunk=True), norms, 0.5)
+
+
+def test_magnitude_keeps_to_the_levels() -> None:
+    space = space_of((0, 2, 4), (1, 3), (2,), (0, 4))
+    norms = [np.array([1.0, 9, 8, 7]), np.array([6.0, 5, 5]), np.array([0.0, 0]), np.array([10.0, 4, 3, 2])]
+    assert by_magnitude(space, norms, 3) == {"f0": 0, "f1": 1, "f2": 2, "f3": 0}
+    assert by_magnitude(space, norms, 5) == {"f0": 2, "f1": 1, "f2": 2, "f3": 0}  # 9 and 8
+    assert by_magnitude(space, norms, 8) == {"f0": 2, "f1": 3, "f2": 2, "f3": 0}  # 5 and 5; 4 more are not paid for
+    assert by_magnitude(space, norms, 11) == {"f0": 2, "f1": 3, "f2": 2, "f3": 4}  # 4.75, before 7 and 1
+    assert by_magnitude(space, norms, 99) == {"f0": 4, "f1": 3, "f2": 2, "f3": 4}
+    with pytest.raises(ConfigError, match="3 or more"):
+        by_magnitude(space, norms, 2)
+
+
+def test_what_a_model_cannot_do_without_is_paid_for() -> None:
+    space = SearchSpace(
+        (SearchFeature("user", (0, 2)), SearchFeature("city", (0, 1, 2), suffices=False)), needs_a_chunk=True
+    )
+    norms = [np.array([1.0, 1.0]), np.array([9.0, 8.0])]
+    counts: IdCounts = {name: (np.arange(9), np.ones(9)) for name in space.names}
+    for budget, chunks in ((2, {"user": 2, "city": 0}), (3, {"user": 2, "city": 1}), (4, {"user": 2, "city": 2})):
+        assert by_magnitude(space, norms, budget) == chunks
+        assert space.allocation(by_statistics(space, norms, counts, budget)) == chunks
 
 
 @pytest.mark.parametrize("seed", range(5))
