@@ -526,7 +526,7 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
     if settings.evolution == "published" and space.lacks_a_chunk(np.zeros(len(space.features), np.int64)):
         needed = [f.name for f in space.features if f.suffices]
         raise ConfigError(
-            "the published loop repairs nothing, so that it may propose an allocation with which nothing can be trained",
+            "the published loop repairs nothing, so that it may propose an allocation that cannot be trained",
             field="search.levels",
             found=f"0 for {list_names(needed)}",
             mend="let the levels of one of them begin at 1, or set search.evolution to elitist",

@@ -58,9 +58,9 @@ def by_statistics(space: SearchSpace, norms: list[np.ndarray], counts: IdCounts,
     """Gives the next chunks to the feature that promises most for them, until the budget is spent.
 
     A feature whose chunks have the norm s (their root mean square) and that has e effective values (the exponential of
-    the entropy of its values) is taken to be worth `s e^(1/4) sqrt(c)` with c chunks: widths that grow with the fourth root of a vocabulary are an old rule of thumb,
-    and every further chunk is worth less than the one before (`log2(1 + c)` in its place costs .003 validation AUC on
-    the Criteo sample).
+    the entropy of its values) is taken to be worth `s e^(1/4) sqrt(c)` with c chunks: widths that grow with the fourth
+    root of a vocabulary are an old rule of thumb, and every further chunk is worth less than the one before
+    (`log2(1 + c)` in its place costs .003 validation AUC on the Criteo sample).
 
     Args:
         space: its features in the order of `norms`.

@@ -10,11 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.errors import ConfigError
-from features.layout import Layout
-from recsys.embeddings import EmbeddingConfig
-from recsys.search.config import SearchConfig
 from recsys.search.space import SearchFeature, SearchSpace, levels_of, uniform
-from recsys.search.space import space_of as search_space
 from tests.recsys.search.landscapes import space_of, spaces
 
 
