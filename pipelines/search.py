@@ -288,7 +288,7 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     started = time.perf_counter()
     places = _sampled(settings, job.store)
     calls = settings.generations
-    if settings.max_lookups is None and settings.evolution == "elitist":
+    if settings.for_front and settings.evolution == "elitist":
         calls += STARTS * _short(settings)
     candidates, finalists, judged = [], [], 0.0
     log = _Evaluations(job)
@@ -339,23 +339,27 @@ def _evolved(
         "population": settings.population,
         "mutation": settings.mutation,
         "max_lookups": settings.max_lookups,
-        "first": [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})],
         "seed": settings.seed,
     }
-    if settings.max_lookups is not None:
-        evolved = evolve(space, log.fitness, parents=settings.parents, **common)
+    same = [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})]
+    if not settings.for_front:
+        evolved = evolve(space, log.fitness, parents=settings.parents, first=same, **common)
         return evolved.genes, evolved.fitness, evolved.genes[evolved.order[: settings.finalists]]
-    started = [*common.pop("first"), *_starts(settings, space, log)]
-    objectives = 1 + len(settings.objectives)
-    genes, values = search_front(space, log.objectives, objectives=objectives, first=started, **common)
-    return genes, -values[:, 0], genes[_spread(non_dominated(values), settings.finalists)]
+    starts = _starts(settings, space, log)
+    search_front(space, log.objectives, objectives=1 + len(settings.costs), first=[*starts, *same], **common)
+    genes, fitness = log.judged()
+    front = non_dominated(np.column_stack([-fitness, log.costs(genes)]))
+    return genes, fitness, genes[_spread(front, settings.finalists)]
 
 
 def _starts(settings: SearchConfig, space: SearchSpace, log: _Evaluations) -> list[Genes]:
     """Good allocations of a few budgets, each found from the one above it; NSGA-II alone takes far longer to them."""
     found: list[Genes] = []
     largest, least = float(space.lookups(space.largest)), max(space.least_lookups, 1.0)
-    for budget in np.geomspace(largest, least, STARTS + 2)[1:-1]:
+    budgets = np.geomspace(largest, least, STARTS + 2)[1:-1]
+    if settings.max_lookups is not None and settings.max_lookups < largest:
+        budgets = np.geomspace(settings.max_lookups, min(least, settings.max_lookups), STARTS + 1)[:-1]
+    for budget in budgets:
         short: dict[str, Any] = {"generations": _short(settings), "population": settings.population}
         short |= {"parents": settings.parents, "mutation": settings.mutation, "seed": settings.seed}
         evolved = evolve(space, log.fitness, max_lookups=float(budget), first=found[-1:], **short)
@@ -411,10 +415,18 @@ class _Evaluations:
 
     def objectives(self, genes: np.ndarray) -> np.ndarray:
         """[N, K] of genes [N, F], lower is better: minus the fitness, then the costs."""
+        return np.column_stack([-self.fitness(genes), self.costs(genes)])
+
+    def costs(self, genes: np.ndarray) -> np.ndarray:
+        """[N, K - 1] of genes [N, F]: what a front sets against quality."""
         job = self._job
         costs = [job.costs(own, self._format) for own in job.space.chunks(genes)]
-        costly = np.array([[cost[name] for name in job.settings.objectives] for cost in costs], np.float64)
-        return np.column_stack([-self.fitness(genes), costly])
+        return np.array([[cost[name] for name in job.settings.costs] for cost in costs], np.float64)
+
+    def judged(self) -> tuple[np.ndarray, np.ndarray]:
+        """All genes [N, F] that were judged in this format, in order, and their fitness [N]."""
+        own = {genes: value for (format, genes), value in self._known.items() if format == self._format}
+        return np.stack([np.frombuffer(genes, np.int64) for genes in own]), np.array(list(own.values()))
 
     def _tell(self, genes: np.ndarray, fitness: np.ndarray) -> None:
         """Shows some points of the front so far."""
@@ -436,7 +448,7 @@ def _choose(job: _Job, finalists: Sequence[_Candidate]) -> tuple[_Candidate, lis
     """The finalist that the search comes to, and the front among the finalists, cheapest first."""
     settings = job.settings
     costs = [job.costs(job.space.chunks(own.genes), own.format) for own in finalists]
-    named = (*settings.objectives, *(["table_bytes"] if settings.formats else []))
+    named = (*settings.costs, *(["table_bytes"] if settings.formats else []))
     fitness = np.array([own.fitness for own in finalists])
     order = non_dominated(np.column_stack([[cost[name] for cost in costs] for name in named] + [-fitness]))
     front = [
@@ -448,13 +460,13 @@ def _choose(job: _Job, finalists: Sequence[_Candidate]) -> tuple[_Candidate, lis
         }
         for i in order
     ]
-    if settings.max_lookups is not None and not settings.formats:
+    if not settings.for_front and not settings.formats:
         return finalists[int(np.argmax(fitness))], front
     enough = [i for i in order if fitness[i] >= fitness.max() - settings.tolerance]
     if settings.formats:
         least = min(costs[i]["table_bytes"] for i in enough)
         enough = [i for i in enough if costs[i]["table_bytes"] == least]
-        if settings.max_lookups is not None:
+        if not settings.for_front:
             enough = [max(enough, key=lambda i: fitness[i])]
     return finalists[int(enough[0])], front
 

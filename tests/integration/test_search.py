@@ -17,7 +17,9 @@ import pytest
 import yaml
 
 from features.storage.store import Store
+from pipelines.search import STARTS, _starts
 from recsys.models import CTRModel
+from recsys.search.front import search_front
 from recsys.search.importance import chunk_norms
 from recsys.serving.bundle import load_bundle
 from recsys.serving.registry import import_mlflow
@@ -71,6 +73,44 @@ def test_without_a_budget_there_is_a_front_and_the_cheapest_good_one_is_chosen(
     candidates = json.loads((folder / "candidates.json").read_text())["candidates"]
     assert len(candidates) == result["candidates"]
     assert set(candidates[0]) > FEATURES
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    judged = [value for line in lines for _, value in line["candidates"]]
+    assert [row["sample_fitness"] for row in candidates] == judged
+    assert {row["auc"] for row in front} <= {row["fitness"] for row in candidates}
+
+
+def test_a_front_begins_with_what_was_found_for_it(
+    prepared: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more uniform allocations than a generation holds, too."""
+    found: list[Any] = []
+    given: list[Any] = []
+
+    def starts(*arguments: Any) -> list[Any]:
+        found.extend(_starts(*arguments))
+        return list(found)
+
+    def front(*arguments: Any, first: list[Any], **more: Any) -> Any:
+        given.extend(first)
+        return search_front(*arguments, first=first, **more)
+
+    monkeypatch.setattr("pipelines.search._starts", starts)
+    monkeypatch.setattr("pipelines.search.search_front", front)
+    searched(prepared, recsys, "search.levels=[0,1,2,3,4,5,6,7]")
+    assert len(found) == STARTS
+    assert [own.tolist() for own in given[:STARTS]] == [own.tolist() for own in found]
+    assert len(given) == STARTS + 7
+
+
+def test_with_objectives_there_is_a_front_within_the_budget(prepared: Any, recsys: Callable[..., Any]) -> None:
+    arguments = ("search.max_lookups=6", "search.objectives=[table_bytes,lookups]", "search.tolerance=0.02")
+    result = searched(prepared, recsys, *arguments)
+    front = result["front"]
+    assert len(front) > 1
+    candidates = json.loads((Path(result["folder"]) / "candidates.json").read_text())["candidates"]
+    assert 5 <= max(row["lookups"] for row in candidates) <= 6
+    enough = [row["table_bytes"] for row in front if row["auc"] >= max(row["auc"] for row in front) - 0.02]
+    assert result["table_bytes"] == min(enough)
 
 
 def test_logloss_is_shown_as_it_is(prepared: Any, recsys: Callable[..., Any]) -> None:
@@ -263,7 +303,11 @@ def test_the_row_format_is_chosen_too(prepared: Any, recsys: Callable[..., Any])
         (["search.metric=accuracy"], "search.metric"),
         (["search.formats=[int8]", "search.method=magnitude"], "search.formats: only a supernet's"),
         (["search.supernet.rows=2000000000"], "search.supernet.rows: it would not fit into memory"),
-        (["search.formats=[int8,int8]"], "search.formats: a format is named twice"),
+        (["search.formats=[int8,int8]"], "search.formats: one of the formats is named twice"),
+        (["search.objectives=[]"], "search.objectives: a front needs something"),
+        (["search.objectives=[lookups,lookups]"], "search.objectives: one of the objectives is named twice"),
+        (["search.objectives=[lookups]", "search.method=statistics"], "search.objectives: only a supernet's"),
+        (["search.objectives=[lookups]", "search.evolution=published"], "search.objectives: only a supernet's"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_it_begins(
