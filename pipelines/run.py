@@ -78,7 +78,7 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
 def _begun(config: ExperimentConfig) -> bool:
     """Whether the newest run is of this config and this data; what was cut before the training has none."""
     runs = runs_of(config)
-    if not runs or not (runs[-1].folder / "run.json").is_file():
+    if not runs or not runs[-1].has("run.json"):
         return False
     state = runs[-1].read("run.json")
     return (state["config_digest"], state["store_digest"]) == (config.digest(), open_store(config).digest)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from features.errors import ArtifactError, ConfigError, UndefinedMetricError, list_names
 from features.loading.loader import Loader
@@ -26,12 +27,13 @@ from pipelines.train import check_trainable, model_of, plan_of
 from pipelines.workspace import Search, check_started_with, new_search, searches_of
 from recsys.embeddings.formats import FormatName
 from recsys.embeddings.kernel import table_memory
+from recsys.evaluation.metrics import evaluate
 from recsys.memory import require_memory
 from recsys.models import CTRModel
 from recsys.models.convert import convert
 from recsys.processes import launched
 from recsys.search.config import SearchConfig
-from recsys.search.evolution import evolve
+from recsys.search.evolution import Evaluate, evolve
 from recsys.search.fitness import Fitness, Sample, check_classes, drawn_places, judge
 from recsys.search.front import non_dominated, search_front
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
@@ -42,12 +44,14 @@ from recsys.search.supernet import SupernetTrainer
 from recsys.search.table_bytes import TableBytes
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
-from recsys.training import Trainer, TrainingListener, load_best
+from recsys.training import Trainer, TrainingListener, TrainResult, load_best, predict
 
 STARTS = 6
 """Budgets from whose best allocations the search for a front begins."""
 SHOWN = 4
 """Points of the front that the progress display shows."""
+JUDGED = ("candidates", "finalists")
+"""What a line of the evaluations may hold: genes judged on the sample, or on all validation rows."""
 NORM_ROWS = 16_384
 """Validation rows through which the norms of chunks are measured."""
 
@@ -91,7 +95,8 @@ def search(config: ExperimentConfig, console: Console, *, resume: bool = False) 
     job = _Job.begin(config, settings, store, space, folder, console)
     with job.tracked():
         result = {"supernet": _by_supernet, "statistics": _by_norms, "magnitude": _by_norms}[settings.method](job)
-        job.finish(result)
+        job.tell(result)
+    job.folder.write("result.json", result)
     return result
 
 
@@ -129,11 +134,14 @@ class _Job:
         console: Console,
     ) -> _Job:
         registry = Registry(config.tracking_uri) if config.tracking.enabled else None
-        run_id = None
+        known: dict[str, Any] = {}
         if folder is None:
             folder = new_search(config)
-        elif (folder.folder / "search.json").is_file():
-            run_id = folder.read("search.json")["mlflow_run_id"]
+        elif folder.has("search.json"):
+            known = folder.read("search.json")
+        else:
+            folder.write_config(config)
+        run_id = known.get("mlflow_run_id")
         if registry and (run_id is None or not registry.has_run(run_id)):
             tags = {"recsys.search": str(folder.folder.resolve()), "recsys.manifest_digest": store.digest}
             experiment = config.tracking.experiment or config.name
@@ -141,7 +149,7 @@ class _Job:
             registry.log_params(run_id, params_of(config))
             registry.log_files(run_id, folder.folder / "config.yaml")
         digests = {key: digest for key, (_, digest) in _digests(config, store).items()}
-        folder.write("search.json", {"mlflow_run_id": run_id, **digests})
+        folder.write("search.json", {**known, "mlflow_run_id": run_id, **digests})
         console.note(
             f"search {folder.name}: {len(space.features)} features, {np.prod(space.sizes.astype(float)):.3g} "
             f"allocations, at most {space.lookups(space.largest):g} lookups"
@@ -164,6 +172,8 @@ class _Job:
         supernet = self.settings.method == "supernet"
         if supernet and not initial.is_dir():
             save_bundle(initial, model=model, pipeline=self.store.pipeline)
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
         if self.trained is not None:
             load_best(model, self.folder.checkpoints)
             return model
@@ -173,11 +183,7 @@ class _Job:
         with ExitStack() as stack:
             stack.callback(watch.close)
             if self.registry and self.run_id:
-                child = self.registry.start_run(
-                    self.config.tracking.experiment or self.config.name,
-                    f"{self.config.name}-search-{self.folder.name}-{self.settings.method}",
-                    {"mlflow.parentRunId": self.run_id},
-                )
+                child = self._child(self.registry, self.run_id)
                 stack.enter_context(self.registry.running(child))
                 mlflow = MlflowListener(self.registry, child)
                 stack.callback(mlflow.flush)
@@ -187,15 +193,33 @@ class _Job:
             )
         if supernet:
             bundle = self.folder.folder / "supernet"
-            save_bundle(bundle, model=model, pipeline=self.store.pipeline, metrics=result.best_metrics)
+            save_bundle(bundle, model=model, pipeline=self.store.pipeline, metrics=self._full_metrics(model, result))
         seconds = time.perf_counter() - started
         self.folder.write("trained.json", {"valid": result.best_metrics, "seconds": seconds})
         return model
 
+    def _full_metrics(self, model: CTRModel, result: TrainResult) -> dict[str, float]:
+        """The metrics of the supernet as its bundle scores, with all chunks; those of its epochs are of several."""
+        whole = predict(model, self.loader("valid", self.config))
+        assert whole.labels is not None
+        report = evaluate(whole.labels, whole.probabilities, whole.weight)
+        return {name: report[name] for name in result.best_metrics}
+
+    def _child(self, registry: Registry, parent: str) -> str:
+        """The training's MLflow run: the one that was begun, if it was cut."""
+        state = self.folder.read("search.json")
+        child = state.get("mlflow_training_run_id")
+        if child is None or not registry.has_run(child):
+            name = f"{self.config.name}-search-{self.folder.name}-{self.settings.method}"
+            experiment = self.config.tracking.experiment or self.config.name
+            child = registry.start_run(experiment, name, {"mlflow.parentRunId": parent})
+            self.folder.write("search.json", {**state, "mlflow_training_run_id": child})
+        return str(child)
+
     @property
     def trained(self) -> dict[str, Any] | None:
         """What the training came to, once it has come to its end."""
-        return self.folder.read("trained.json") if (self.folder.folder / "trained.json").is_file() else None
+        return self.folder.read("trained.json") if self.folder.has("trained.json") else None
 
     def costs(self, chunks: np.ndarray, format: FormatName) -> dict[str, Any]:
         """What an allocation costs, from its chunk counts [F], with rows in a format."""
@@ -205,19 +229,15 @@ class _Job:
             "table_bytes": self.table_bytes(chunks, format),
         }
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Writes what a search came to; the summary last."""
+    def tell(self, result: dict[str, Any]) -> None:
+        """Writes the allocation that a search came to, and tells MLflow and the console."""
         about = {
             key: result[key]
             for key in ("search", "method", "metric", "fitness", "lookups", "input_width", "table_bytes")
         }
         write_allocation(self.folder.allocation, Allocation(result["chunks"], result["format"]), about)
-        self.folder.write("result.json", result)
         if self.registry and self.run_id:
-            self.registry.log_files(self.run_id, self.folder.allocation)
-            seconds = [(f"search/seconds_{name}", value, 0) for name, value in result["seconds"].items()]
-            fitness = [] if result["fitness"] is None else [("search/fitness", result["fitness"], 0)]
-            self.registry.log_metrics(self.run_id, [("search/lookups", result["lookups"], 0), *fitness, *seconds])
+            self._log(self.registry, self.run_id, result)
         self.console.table("allocation", [{"feature": name, "chunks": c} for name, c in result["chunks"].items()])
         judged = (
             "" if result["fitness"] is None else f", {result['metric']} {abs(result['fitness']):.5f} on the supernet"
@@ -225,6 +245,12 @@ class _Job:
         chosen = f", {result['format']} rows" if result["format"] else ""
         self.console.note(f"search {self.folder.name}: {result['lookups']:g} lookups an example{chosen}{judged}")
         self.console.note(f"train it: recsys train CONFIG allocation={self.folder.allocation}")
+
+    def _log(self, registry: Registry, run_id: str, result: dict[str, Any]) -> None:
+        registry.log_files(run_id, self.folder.allocation)
+        seconds = [(f"search/seconds_{name}", value, 0) for name, value in result["seconds"].items()]
+        fitness = [] if result["fitness"] is None else [("search/fitness", result["fitness"], 0)]
+        registry.log_metrics(run_id, [("search/lookups", result["lookups"], 0), *fitness, *seconds])
 
     def result(self, chunks: dict[str, int], costs: dict[str, Any], seconds: dict[str, float], **more: Any) -> Any:
         """The summary of a search."""
@@ -300,7 +326,7 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
             genes, fitness, best = _evolved(settings, space, log)
             candidates += [_Candidate(format, own, float(value)) for own, value in zip(genes, fitness, strict=True)]
             before = time.perf_counter()
-            whole = judge(rounded, job.loader("valid", config), space, best, settings.metric)
+            whole = log.of_finalists(best, _on_all_rows(job, rounded))
             finalists += [_Candidate(format, own, float(value)) for own, value in zip(best, whole, strict=True)]
             judged += time.perf_counter() - before
     searched = time.perf_counter() - started - judged
@@ -316,6 +342,11 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
         front=front,
         format=chosen.format if settings.formats else None,
     )
+
+
+def _on_all_rows(job: _Job, model: CTRModel) -> Evaluate:
+    """Judges by the whole validation split."""
+    return lambda genes: judge(model, job.loader("valid", job.config), job.space, genes, job.settings.metric)
 
 
 @dataclass(frozen=True)
@@ -373,12 +404,12 @@ def _short(settings: SearchConfig) -> int:
 
 
 class _Evaluations:
-    """Every candidate as it was judged, kept in a file line by line; what is there already is not judged again."""
+    """All that was judged, kept in a file line by line; what is there already is not judged again."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._path = job.folder.folder / "evaluations.jsonl"
-        self._known: dict[tuple[str, bytes], float] = {}
+        self._known: dict[tuple[str, str, bytes], float] = {}
         self._generation = 0
         self._front = np.empty((0, 2))
         self.task: Task | None = None
@@ -387,9 +418,10 @@ class _Evaluations:
             for line in self._path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break  # the line at which the search was cut
-                generation = json.loads(line)
-                for genes, value in generation["candidates"]:
-                    self._known[generation["format"], np.array(genes, np.int64).tobytes()] = value
+                told = json.loads(line)
+                for rows in JUDGED:
+                    for genes, value in told.get(rows, ()):
+                        self._known[rows, told["format"], np.array(genes, np.int64).tobytes()] = value
                 whole += len(line)
             os.truncate(self._path, whole)
 
@@ -398,20 +430,14 @@ class _Evaluations:
         self._format, self._judge = format, judge
 
     def fitness(self, genes: np.ndarray) -> np.ndarray:
-        """[N] of genes [N, F], higher is better."""
-        keys = [(self._format, own.tobytes()) for own in genes]
-        fresh = [own for key, own in zip(keys, genes, strict=True) if key not in self._known]
-        if fresh:
-            values = [float(value) for value in self._judge(np.stack(fresh))]
-            self._known |= {(self._format, own.tobytes()): value for own, value in zip(fresh, values, strict=True)}
-            judged = [[own.tolist(), value] for own, value in zip(fresh, values, strict=True)]
-            with self._path.open("a") as file:
-                file.write(json.dumps({"format": self._format, "candidates": judged}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        out = np.array([self._known[key] for key in keys])
+        """[N] of genes [N, F] on the sample, higher is better."""
+        out = self._valued("candidates", genes, self._judge)
         self._tell(genes, out)
         return out
+
+    def of_finalists(self, genes: np.ndarray, judge: Evaluate) -> np.ndarray:
+        """[N] of genes [N, F] on all validation rows, by a function that looks at them."""
+        return self._valued("finalists", genes, judge)
 
     def objectives(self, genes: np.ndarray) -> np.ndarray:
         """[N, K] of genes [N, F], lower is better: minus the fitness, then the costs."""
@@ -425,8 +451,24 @@ class _Evaluations:
 
     def judged(self) -> tuple[np.ndarray, np.ndarray]:
         """All genes [N, F] that were judged in this format, in order, and their fitness [N]."""
-        own = {genes: value for (format, genes), value in self._known.items() if format == self._format}
+        wanted = ("candidates", self._format)
+        own = {genes: value for (*known, genes), value in self._known.items() if tuple(known) == wanted}
         return np.stack([np.frombuffer(genes, np.int64) for genes in own]), np.array(list(own.values()))
+
+    def _valued(self, rows: str, genes: np.ndarray, judge: Evaluate) -> np.ndarray:
+        """What is known of genes [N, F] on these rows [N]; the others are judged, and kept."""
+        keys = [(rows, self._format, own.tobytes()) for own in genes]
+        fresh = [own for key, own in zip(keys, genes, strict=True) if key not in self._known]
+        if fresh:
+            values = [float(value) for value in judge(np.stack(fresh))]
+            for own, value in zip(fresh, values, strict=True):
+                self._known[rows, self._format, own.tobytes()] = value
+            judged = [[own.tolist(), value] for own, value in zip(fresh, values, strict=True)]
+            with self._path.open("a") as file:
+                file.write(json.dumps({"format": self._format, rows: judged}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return np.array([self._known[key] for key in keys])
 
     def _tell(self, genes: np.ndarray, fitness: np.ndarray) -> None:
         """Shows some points of the front so far."""
@@ -602,7 +644,7 @@ def _search_to_resume(config: ExperimentConfig, store: Store) -> Search:
             "there is no search to resume", field=str(config.folder / "searches"), mend="search without --resume"
         )
     folder = searches[-1]
-    if (folder.folder / "search.json").is_file():  # else it was cut before it had begun
+    if folder.has("search.json"):  # else it was cut before it had begun
         check_started_with(folder, folder.read("search.json"), _digests(config, store), "search", "search")
     return folder
 

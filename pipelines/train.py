@@ -255,7 +255,7 @@ def _started_from(
     config: ExperimentConfig, store: Store, model: CTRModel, run: Run | None, console: Console
 ) -> dict[str, Any]:
     """Starts the model from a trained one; of a run that was cut, as it was told when it began."""
-    told = run.read("warm_start.json") if run is not None and (run.folder / "warm_start.json").is_file() else None
+    told = run.read("warm_start.json") if run is not None and run.has("warm_start.json") else None
     if told is not None and run is not None and Checkpoints(run.checkpoints).newest():
         return told  # the checkpoint holds what came of it
     assert config.train.warm_start is not None
@@ -267,7 +267,7 @@ def _teacher_name(config: ExperimentConfig, run: Run | None) -> str | None:
     """What the model learns from; of a run that was cut, as it was named when it began."""
     if config.train.teacher is None:
         return None
-    told = run.read("run.json")["teacher"] if run is not None and (run.folder / "run.json").is_file() else None
+    told = run.read("run.json")["teacher"] if run is not None and run.has("run.json") else None
     return told or find_model(config, config.train.teacher)
 
 

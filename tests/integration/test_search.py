@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 
+from features.loading.loader import Loader
 from features.storage.store import Store
+from pipelines.config import load_config
 from pipelines.search import STARTS, _starts
+from pipelines.workspace import new_search
+from recsys.evaluation.metrics import auc
 from recsys.models import CTRModel
+from recsys.search.fitness import Fitness, judge
 from recsys.search.front import search_front
 from recsys.search.importance import chunk_norms
 from recsys.serving.bundle import load_bundle
 from recsys.serving.registry import import_mlflow
+from recsys.training import predict
 
 QUICK = ("search.generations=4", "search.population=6", "search.sample_rows=200", "search.levels=[0,1,2]")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -35,6 +42,10 @@ FEATURES = {"user", "item", "city", "hour", "user_city", "tags"}
 def prepared(world: Any, recsys: Callable[..., Any]) -> Any:
     assert recsys("prepare", world.config).code == 0
     return world
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def searched(world: Any, recsys: Callable[..., Any], *arguments: str) -> dict[str, Any]:
@@ -177,7 +188,10 @@ def test_retraining_starts_from_the_supernet_or_from_its_first_weights(
     prepared: Any, recsys: Callable[..., Any]
 ) -> None:
     result = searched(prepared, recsys, "search.max_lookups=5")
-    plan = load_bundle(Path(result["folder"]) / "supernet").model.plan
+    supernet = load_bundle(Path(result["folder"]) / "supernet")
+    plan = supernet.model.plan
+    valid = predict(supernet.model, Loader(Store.open(prepared.store), "valid", 512))
+    assert supernet.description["metrics"]["auc"] == pytest.approx(auc(valid.labels[:, 0], valid.probabilities[:, 0]))
     (rows,) = {f.span for f in plan.features if f.region == "shared"}
     assert rows == ROWS * round(plan.lookups / 5) > ROWS  # as much more room as it has more lookups
     for start in ("supernet", "initial"):
@@ -201,13 +215,16 @@ def test_run_searches_first_if_the_config_has_a_search_section(world: Any, recsy
     assert kept["embedding"]["chunks"]["features"] == result["search"]["chunks"]
 
 
-def test_a_run_that_was_cut_before_its_training_goes_on(world: Any, recsys: Callable[..., Any]) -> None:
+def test_a_run_that_was_cut_before_its_training_goes_on(
+    world: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.run.evaluate", lambda *_, **__: {"gates_failed": []})
     alone = recsys("run", world.config, "train.epochs=1", "--resume", "--json")
     assert alone.code == 0, alone.err
     assert (alone.json["train"]["run"], alone.json["search"]) == ("0001", None)
     again = recsys("run", world.config, "train.epochs=1", "--resume", "--json")
     assert again.json["train"]["run"] == "0001"
-    quick = (*QUICK, "train.epochs=1", "search.max_lookups=5")
+    quick = (*QUICK, "train.epochs=1", "search.max_lookups=5", "search.method=statistics")
     cut = recsys("search", world.config, *quick, "--json")
     (Path(cut.json["folder"]) / "result.json").unlink()
     outcome = recsys("run", world.config, *quick, "--resume", "--json")
@@ -232,6 +249,30 @@ def test_mlflow_holds_the_search_its_table_and_its_child(world: Any, recsys: Cal
     children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
     assert len(children) == 1
     assert "valid/auc" in children[0].data.metrics
+
+
+def test_a_search_that_was_cut_is_the_same_run_in_mlflow(
+    world: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut in its training, then once the allocation was written and MLflow had not been told."""
+    world.write()
+    assert recsys("prepare", world.config).code == 0
+    arguments = (world.config, *QUICK, "search.max_lookups=5", "search.method=statistics", "--json")
+    folder = world.folder / "work" / "small" / "searches" / "0001"
+    for resume, place in (([], "pipelines.search.Trainer._end_epoch"), (["--resume"], "pipelines.search._Job._log")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, interrupt)
+            assert recsys("search", *arguments, *resume).code == 130
+        assert not (folder / "result.json").exists()
+    result = recsys("search", *arguments, "--resume").json
+    assert (folder / "result.json").is_file()
+    uri = f"sqlite:///{(world.folder / 'work' / 'mlflow.db').resolve()}"
+    client = import_mlflow().MlflowClient(tracking_uri=uri)
+    run = client.get_run(result["mlflow_run_id"])
+    runs = client.search_runs([run.info.experiment_id])
+    assert [own.info.status for own in runs] == ["FINISHED"] * 2
+    assert run.data.metrics["search/lookups"] == result["lookups"]
+    assert "allocation.json" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
 def test_a_search_that_is_killed_goes_on_where_it_was(prepared: Any, recsys: Callable[..., Any]) -> None:
@@ -264,7 +305,9 @@ def test_a_search_that_is_killed_goes_on_where_it_was(prepared: Any, recsys: Cal
     assert "was finished already" in again.out
 
 
-def test_the_row_format_is_chosen_too(prepared: Any, recsys: Callable[..., Any]) -> None:
+def test_the_row_format_is_chosen_too(
+    prepared: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = (*QUICK, "search.formats=[fp32,int8,int2]", "search.max_lookups=6", "search.tolerance=0.01")
     outcome = recsys("search", prepared.config, *arguments, "--json")
     assert outcome.code == 0, outcome.err
@@ -285,11 +328,16 @@ def test_the_row_format_is_chosen_too(prepared: Any, recsys: Callable[..., Any])
     assert load_bundle(Path(trained.json["bundle"])).model.plan.format == result["format"]
     assert trained.json["table_bytes"] == pytest.approx(result["table_bytes"], rel=0.02)
     journal = (folder / "evaluations.jsonl").read_bytes()
-    (folder / "result.json").unlink()
-    (folder / "evaluations.jsonl").write_bytes(journal[: len(journal) // 2])  # cut in the second format
-    again = recsys("search", prepared.config, *arguments, "--json", "--resume")
-    assert again.json["chunks"] == result["chunks"]
-    assert (folder / "evaluations.jsonl").read_bytes() == journal
+    judged: list[int] = []
+    monkeypatch.setattr("pipelines.search.judge", lambda *of: judged.append(len(of[3])) or judge(*of))
+    for size, times in ((len(journal) // 2, 2), (len(journal), 0)):  # cut in the second format, and after the last
+        judged.clear()
+        (folder / "result.json").unlink()
+        (folder / "evaluations.jsonl").write_bytes(journal[:size])
+        again = recsys("search", prepared.config, *arguments, "--json", "--resume")
+        assert again.json["chunks"] == result["chunks"]
+        assert len(judged) == times
+        assert (folder / "evaluations.jsonl").read_bytes() == journal
 
 
 @pytest.mark.parametrize(
@@ -346,6 +394,43 @@ def test_resuming_another_search_is_refused(prepared: Any, recsys: Callable[...,
         outcome = recsys("search", prepared.config, *QUICK, "search.max_lookups=5", change, "--resume")
         assert outcome.code == 2
         assert f"the {what} is not the one the search was started with" in outcome.err
+
+
+def test_a_search_that_was_cut_before_it_had_begun_is_begun(prepared: Any, recsys: Callable[..., Any]) -> None:
+    """Its folder is there, with the config of then or none."""
+    for other in (["search.max_lookups=5", "seed=5"], None):
+        folder = new_search(load_config(prepared.config, [*QUICK, *(other or [])])).folder
+        if other is None:
+            (folder / "config.yaml").unlink()
+        result = searched(prepared, recsys, "search.method=statistics", "search.max_lookups=4", "seed=2", "--resume")
+        assert Path(result["folder"]).name == folder.name
+        kept = yaml.safe_load((folder / "config.yaml").read_text())
+        assert (kept["search"]["max_lookups"], kept["seed"]) == (4, 2)
+
+
+def test_a_search_that_is_gone_on_with_has_the_threads_of_its_training(
+    prepared: Any, recsys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("search.max_lookups=4", "train.threads=2")
+    result = searched(prepared, recsys, *arguments)
+    (Path(result["folder"]) / "result.json").unlink()
+    (Path(result["folder"]) / "evaluations.jsonl").unlink()
+    threads: list[int] = []
+    whole = Fitness.__call__
+
+    def watched(own: Fitness, genes: np.ndarray) -> np.ndarray:
+        threads.append(torch.get_num_threads())
+        return whole(own, genes)
+
+    monkeypatch.setattr(Fitness, "__call__", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        again = searched(prepared, recsys, *arguments, "--resume")
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {2}
+    assert again["chunks"] == result["chunks"]
 
 
 def test_a_validation_split_of_one_class_is_refused(world: Any, recsys: Callable[..., Any]) -> None:
