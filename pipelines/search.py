@@ -617,7 +617,8 @@ def _labels(config: ExperimentConfig, store: Store) -> np.ndarray:
 
 def _space(config: ExperimentConfig, settings: SearchConfig, store: Store) -> SearchSpace:
     """What there is to choose among."""
-    return space_of(store.layout, config.embedding, store.id_counts("train"), settings, _bag_lengths(store))
+    space = space_of(store.layout, config.embedding, store.id_counts("train"), settings, _bag_lengths(store))
+    return replace(space, needs_a_chunk=True) if config.thresholds else space  # which know no model without a table
 
 
 def _bag_lengths(store: Store) -> dict[str, float]:

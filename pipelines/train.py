@@ -352,7 +352,7 @@ def check_trainable(config: ExperimentConfig, store: Store, plan: EmbeddingPlan)
     if launched():
         check_distributed(config.train, config.embedding, plan, launched_count())
     if config.thresholds:
-        check_thresholds(launched_count())
+        check_thresholds(plan, launched_count())
     check_calibration(config, store)
     # The network and the checks of the trainer are the same whatever the number of rows.
     small = replace(plan, rows=min(plan.rows, 1))
