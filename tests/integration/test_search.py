@@ -467,9 +467,14 @@ def test_a_sample_of_one_class_is_refused_before_anything_is_trained(
         ('{"allocation_version": 1, "chunks": {"user": 1.5}}', "not a number of chunks"),
         ('{"allocation_version": 9, "chunks": {}}', "of another version"),
         ('{"user": 1}', "no allocation"),
-        (
-            json.dumps({"allocation_version": 1, "chunks": dict.fromkeys(FEATURES, 1), "format": "int9"}),
-            "no such row format",
+        *(
+            (json.dumps({"allocation_version": 1, "chunks": dict.fromkeys(FEATURES, 1), "format": format}), said)
+            for format, said in (
+                ("int9", "mine.json: format: there is no such row format"),
+                (5, "mine.json: format: there is no such row format. Found: 5."),
+                (["int8"], "mine.json: format: there is no such row format"),
+                ("", "mine.json: format: there is no such row format"),
+            )
         ),
         ("{", "cannot be read"),
         (None, "file is missing"),
