@@ -75,7 +75,7 @@ class SearchConfig(Strict):
     """Of a front the allocation chosen is the cheapest whose metric is within this of the best; likewise among
     formats."""
     finalists: int = Field(40, ge=1)
-    """How many candidates are judged on all validation rows."""
+    """How many candidates are judged on all validation rows, of each format."""
     evolution: Literal["elitist", "published"] = "elitist"
     """published: OptEmbed's released loop with its mistakes, for comparison; it knows no budget and no front, and its
     generations have 20 candidates."""

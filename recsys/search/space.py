@@ -119,7 +119,8 @@ class SearchSpace:
         return dict(zip(self.names, self.chunks(genes).tolist(), strict=True))
 
     def genes(self, allocation: Mapping[str, int]) -> Genes:
-        """The genes of an allocation; a count that a feature cannot have becomes the next smaller one."""
+        """The genes of an allocation; a count that a feature cannot have becomes the next smaller one, or its first
+        level if there is none."""
         return np.array(
             [max(np.searchsorted(f.levels, allocation[f.name], "right") - 1, 0) for f in self.features], np.int64
         )
