@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from features.errors import ArtifactError, ConfigError, UndefinedMetricError, list_names
 from features.loading.loader import Loader
@@ -22,8 +21,9 @@ from pipelines.config import ExperimentConfig, with_allocation
 from pipelines.console import Console, Task
 from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
+from pipelines.thresholds import without_what_did_not_pass
 from pipelines.tracking import MlflowListener, params_of
-from pipelines.train import check_trainable, model_of, plan_of
+from pipelines.train import check_trainable, local_trainer, model_of, plan_of
 from pipelines.workspace import Search, check_started_with, new_search, searches_of
 from recsys.embeddings.formats import FormatName
 from recsys.embeddings.kernel import table_memory
@@ -42,9 +42,10 @@ from recsys.search.plots import front_picture
 from recsys.search.space import Genes, SearchSpace, space_of, uniform
 from recsys.search.supernet import SupernetTrainer
 from recsys.search.table_bytes import TableBytes
+from recsys.search.threshold_supernet import ThresholdSupernetTrainer
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
-from recsys.training import Trainer, TrainingListener, TrainResult, load_best, predict
+from recsys.training import Trainer, TrainingListener, TrainResult, predict
 
 STARTS = 6
 """Budgets from whose best allocations the search for a front begins."""
@@ -172,11 +173,10 @@ class _Job:
         supernet = self.settings.method == "supernet"
         if supernet and not initial.is_dir():
             save_bundle(initial, model=model, pipeline=self.store.pipeline)
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
-        if self.trained is not None:
-            load_best(model, self.folder.checkpoints)
-            return model
+        data = self.loader("train", config), self.loader("valid", config)
+        if self.trained is not None:  # so that nothing is left to do but to take up what is best
+            make(model, Listeners([])).fit(*data, resume=True)
+            return model.eval()
         started = time.perf_counter()
         watch = ProgressListener(self.console)
         listeners: list[TrainingListener] = [watch]
@@ -188,15 +188,15 @@ class _Job:
                 mlflow = MlflowListener(self.registry, child)
                 stack.callback(mlflow.flush)
                 listeners.append(mlflow)
-            result = make(model, Listeners(listeners)).fit(
-                self.loader("train", config), self.loader("valid", config), resume=True
-            )
+            result = make(model, Listeners(listeners)).fit(*data, resume=True)
         if supernet:
-            bundle = self.folder.folder / "supernet"
-            save_bundle(bundle, model=model, pipeline=self.store.pipeline, metrics=self._full_metrics(model, result))
+            bundle, served = self.folder.folder / "supernet", model
+            if config.thresholds:
+                served, _ = without_what_did_not_pass(model, self.store, self.console)
+            save_bundle(bundle, model=served, pipeline=self.store.pipeline, metrics=self._full_metrics(served, result))
         seconds = time.perf_counter() - started
         self.folder.write("trained.json", {"valid": result.best_metrics, "seconds": seconds})
-        return model
+        return model.eval()
 
     def _full_metrics(self, model: CTRModel, result: TrainResult) -> dict[str, float]:
         """The metrics of the supernet as its bundle scores, with all chunks; those of its epochs are of several."""
@@ -279,8 +279,8 @@ def _by_norms(job: _Job) -> dict[str, Any]:
     config = _at(job.config, job.space, genes, 1 if statistics else None)
     model = job.train(
         config,
-        lambda model, listener: Trainer(
-            model, config.train, seed=config.seed, folder=job.folder.checkpoints, listener=listener
+        lambda model, listener: local_trainer(
+            config, model, seed=config.seed, folder=job.folder.checkpoints, listener=listener
         ),
     )
     norms = chunk_norms(model, _first(Loader(job.store, "valid", NORM_ROWS)))
@@ -299,18 +299,15 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     """A supernet, candidates judged on it, and the finalists on all validation rows."""
     settings, space = job.settings, job.space
     config = _of_supernet(job.config, settings, space)
-    model = job.train(
-        config,
-        lambda model, listener: SupernetTrainer(
-            model,
-            config.train,
-            space=space,
-            supernet=settings.supernet,
-            seed=config.seed,
-            folder=job.folder.checkpoints,
-            listener=listener,
-        ),
-    )
+
+    def make(model: CTRModel, listener: TrainingListener) -> Trainer:
+        common: dict[str, Any] = {"space": space, "supernet": settings.supernet, "listener": listener}
+        common |= {"seed": config.seed, "folder": job.folder.checkpoints}
+        if config.thresholds:
+            return ThresholdSupernetTrainer(model, config.train, thresholds=config.thresholds, **common)
+        return SupernetTrainer(model, config.train, **common)
+
+    model = job.train(config, make)
     started = time.perf_counter()
     places = _sampled(settings, job.store)
     calls = settings.generations
@@ -321,6 +318,7 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     with job.console.progress("searching", calls * len(job.formats)) as log.task:
         for format in job.formats:
             rounded = model if format == model.plan.format else convert(model, format)
+            rounded.embedding.gate = model.embedding.gate
             sample = Sample.of(rounded, job.loader("valid", config), places)
             log.judge_in(format, Fitness(model, space, sample, settings.metric))
             genes, fitness, best = _evolved(settings, space, log)

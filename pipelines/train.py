@@ -303,11 +303,11 @@ def _trainer_for(
         "teacher": teacher,
     }
     if not processes.connected:
-        return _local_trainer(config, model, **common)
+        return local_trainer(config, model, **common)
     return DistributedTrainer(model, config.train, processes=processes, **common)
 
 
-def _local_trainer(config: ExperimentConfig, model: CTRModel, **common: Any) -> Trainer:
+def local_trainer(config: ExperimentConfig, model: CTRModel, **common: Any) -> Trainer:
     """The trainer of one process; thresholds know no other."""
     if config.thresholds:
         return ThresholdTrainer(model, config.train, thresholds=config.thresholds, **common)
@@ -358,7 +358,7 @@ def check_trainable(config: ExperimentConfig, store: Store, plan: EmbeddingPlan)
     small = replace(plan, rows=min(plan.rows, 1))
     require_memory(training_memory(store.layout, small, config.model, _of_one_process(config.train)))
     outline = model_of(config, store, small)
-    _local_trainer(config, outline, seed=config.seed, folder=config.folder)
+    local_trainer(config, outline, seed=config.seed, folder=config.folder)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
     if config.train.monitor == "auc" and mean in (0, 1):
         raise UndefinedMetricError(

@@ -59,6 +59,23 @@ def test_a_model_without_a_table_has_nothing_to_lose(prepared: Any, recsys: Recs
     assert sorted(run.iterdir()) == before
 
 
+def test_a_search_judges_what_passed(prepared: Any, recsys: Recsys) -> None:
+    search = (*SHARP, "search.levels=[0,1,2]", "search.generations=3", "search.max_lookups=5", "search.sample_rows=300")
+    outcome = recsys("search", prepared.config, *search, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "values that passed their feature's threshold" in outcome.err
+    folder = Path(outcome.json["folder"])
+    assert load_bundle(folder / "supernet").model.plan.pruned is not None
+    journal = (folder / "evaluations.jsonl").read_bytes()
+    (folder / "result.json").unlink()
+    (folder / "evaluations.jsonl").unlink()
+    again = recsys("search", prepared.config, *search, "--resume", "--json")
+    assert (again.json["chunks"], again.json["fitness"]) == (outcome.json["chunks"], outcome.json["fitness"])
+    assert (folder / "evaluations.jsonl").read_bytes() == journal
+    trained = recsys("train", prepared.config, *SHARP, f"allocation={outcome.json['allocation']}", "--json")
+    assert sum(line["kept"] for line in trained.json["thresholds"]["features"]) > 0
+
+
 def test_a_search_for_thresholds_leaves_them_a_table(prepared: Any, recsys: Recsys) -> None:
     """A budget that is too small for any chunk is too small for them."""
     budget = ("search.method=statistics", "search.levels=[0,1]", "search.max_lookups=0.5")
