@@ -92,7 +92,7 @@ def _format(path: Path, found: Any) -> FormatName | None:
     raise ConfigError(
         "there is no such row format",
         field=f"{path}: format",
-        found=found,
+        found=repr(found),
         expected=", ".join(FORMATS),
         mend=did_you_mean(str(found), FORMATS, "leave it out: the table then has embedding.format"),
     )
