@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.errors import ArtifactError, ConfigError, list_names, unknown_name
+from features.errors import ArtifactError, ConfigError, did_you_mean, list_names, unknown_name
 from features.files import read_json, write_json
 from features.layout import Layout
 from recsys.embeddings.formats import FormatName
-from recsys.models.convert import check_format
+from recsys.models.convert import FORMATS
 
 ALLOCATION_VERSION = 1
 MEND = "give the allocation.json of a search, or a file of that form"
@@ -80,4 +80,19 @@ def read_allocation(path: Path, layout: Layout) -> Allocation:
             found=f"nothing about {list_names(missing)}",
             mend="give each its chunks (0 drops it), or search again with this spec",
         )
-    return Allocation(chunks, check_format(data["format"]) if data.get("format") is not None else None)
+    return Allocation(chunks, _format(path, data.get("format")))
+
+
+def _format(path: Path, found: Any) -> FormatName | None:
+    if found is None:
+        return None
+    for name in FORMATS:
+        if name == found:
+            return name
+    raise ConfigError(
+        "there is no such row format",
+        field=f"{path}: format",
+        found=repr(found),
+        expected=", ".join(FORMATS),
+        mend=did_you_mean(str(found), FORMATS, "leave it out: the table then has embedding.format"),
+    )

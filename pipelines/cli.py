@@ -746,7 +746,7 @@ def history(
 
 @app.command()
 def run(config: Config, overrides: Overrides = None, as_json: Json = False, resume: Resume = False) -> None:
-    """Prepare, train, evaluate and register.
+    """Prepare, search for widths if there is a `search:` section, train, evaluate and register.
 
     `recsys run configs/movielens_1m.yaml seed=1`
     """

@@ -239,7 +239,8 @@ class ExperimentConfig(Strict):
     search: SearchConfig | None = None
     """The search for widths; if it is there, `recsys run` searches before it trains."""
     thresholds: ThresholdConfig | None = None
-    """Thresholds learned with the model; values that do not pass leave the table. See pruning.md."""
+    """Thresholds learned with the model, in a search with the supernet too; values that do not pass leave the table.
+    See pruning.md."""
     calibration: Method | None = None
     """How probabilities are calibrated after training, on the validation split; null: not at all. See scoring.md."""
     tracking: TrackingConfig = TrackingConfig()

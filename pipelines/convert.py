@@ -32,7 +32,7 @@ def convert_bundle(
         rows share; else None), what `compare` gives, seconds.
 
     Raises:
-        ConfigError: There is no such format, or the model has it already.
+        ConfigError: There is no such format, or the model has it already, or no table.
         ArtifactError: There is no such model; its data is not what it was trained on; the folder exists, or cannot be
             written.
         DataError: The data is absent or damaged, or lacks a column.

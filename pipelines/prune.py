@@ -55,8 +55,8 @@ def prune_bundle(
         (those of which nothing is left), what `compare` gives, seconds.
 
     Raises:
-        ConfigError: The share is not in (0, 1], there is no such importance, the model was pruned before, or there is
-            no data to take a gradient on.
+        ConfigError: The share is not in (0, 1], there is no such importance, the model was pruned before or has no
+            table, or there is no data to take a gradient on.
         ArtifactError: There is no such model; its data is not what it was trained on; the folder exists, or cannot be
             written.
         DataError: The data is absent or damaged, or lacks a column.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from features.errors import ArtifactError
+from features.errors import ArtifactError, ConfigError
 from pipelines.config import load_config
 from pipelines.console import Console
 from pipelines.evaluate import check_gates, main_metrics, show_gates, task_metrics
@@ -42,6 +42,7 @@ def open_original(model: str, tracking_uri: str, suffix: str, out: Path | None) 
 
     Raises:
         ArtifactError: There is no such model, or the new folder exists.
+        ConfigError: The model has no table.
     """
     run = None if is_model_uri(model) else run_at(model)
     place = out or _default_place(model, suffix, run)
@@ -50,6 +51,14 @@ def open_original(model: str, tracking_uri: str, suffix: str, out: Path | None) 
             "is there already, and is not replaced", field=str(place), mend="move it away, or choose another --out"
         )
     opened = open_model(model, tracking_uri)
+    if not opened.bundle.model.plan.rows:
+        raise ConfigError(
+            "the model has no table, so that there is nothing to prune or convert",
+            field="model",
+            found=f"{opened.name}, in which no feature has chunks",
+            expected="a model that reads rows",
+            mend="use it as it is, or train one with embedding.chunks",
+        )
     return Original(opened.name, opened.folder, opened.bundle, opened.run, place)
 
 

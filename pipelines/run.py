@@ -9,7 +9,7 @@ from pipelines.allocation import Allocation
 from pipelines.config import ExperimentConfig, with_allocation
 from pipelines.console import Console
 from pipelines.evaluate import evaluate
-from pipelines.prepare import prepare
+from pipelines.prepare import open_store, prepare
 from pipelines.register import register
 from pipelines.search import search
 from pipelines.train import train
@@ -23,7 +23,8 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
     Args:
         config: The experiment.
         console: Told about progress.
-        resume: Go on with the newest search and run if one was cut.
+        resume: Go on with the newest search if there is one, and with the newest run if it is of this config and
+            data; what is not there is begun.
 
     Returns:
         prepare, search, train, evaluate, register: what each step returned (`search` is None without one). A model
@@ -51,9 +52,8 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
         begin("search")
         searched = search(config, console, resume=resume and bool(searches_of(config)))
         config = with_allocation(config, Allocation(searched["chunks"], searched["format"]))
-        resume = resume and bool(runs_of(config))
     begin("train")
-    trained = train(config, console, resume=resume)
+    trained = train(config, console, resume=resume and _begun(config))
     begin("evaluate")
     evaluated = evaluate(config, console, run_name=trained["run"])
     failed = evaluated["gates_failed"]
@@ -73,3 +73,12 @@ def run(config: ExperimentConfig, console: Console, *, resume: bool = False) -> 
         "register": registered,
         "gates_failed": failed,
     }
+
+
+def _begun(config: ExperimentConfig) -> bool:
+    """Whether the newest run is of this config and this data; what was cut before the training has none."""
+    runs = runs_of(config)
+    if not runs or not runs[-1].has("run.json"):
+        return False
+    state = runs[-1].read("run.json")
+    return (state["config_digest"], state["store_digest"]) == (config.digest(), open_store(config).digest)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from features.errors import ArtifactError, ConfigError, UndefinedMetricError
+from features.errors import ArtifactError, ConfigError, UndefinedMetricError, list_names
 from features.loading.loader import Loader
 from features.storage.store import Store
 from pipelines.allocation import Allocation, write_allocation
@@ -21,32 +21,38 @@ from pipelines.config import ExperimentConfig, with_allocation
 from pipelines.console import Console, Task
 from pipelines.prepare import open_store
 from pipelines.progress import Listeners, ProgressListener
+from pipelines.thresholds import without_what_did_not_pass
 from pipelines.tracking import MlflowListener, params_of
-from pipelines.train import check_trainable, model_of, plan_of
+from pipelines.train import check_trainable, local_trainer, model_of, plan_of
 from pipelines.workspace import Search, check_started_with, new_search, searches_of
 from recsys.embeddings.formats import FormatName
 from recsys.embeddings.kernel import table_memory
+from recsys.evaluation.metrics import evaluate
 from recsys.memory import require_memory
 from recsys.models import CTRModel
 from recsys.models.convert import convert
 from recsys.processes import launched
 from recsys.search.config import SearchConfig
-from recsys.search.evolution import evolve
-from recsys.search.fitness import Fitness, Sample, drawn_places, judge
+from recsys.search.evolution import Evaluate, evolve
+from recsys.search.fitness import Fitness, Sample, check_classes, drawn_places, judge
 from recsys.search.front import non_dominated, search_front
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms
 from recsys.search.optembed import published_search
 from recsys.search.plots import front_picture
 from recsys.search.space import Genes, SearchSpace, space_of, uniform
 from recsys.search.supernet import SupernetTrainer
+from recsys.search.table_bytes import TableBytes
+from recsys.search.threshold_supernet import ThresholdSupernetTrainer
 from recsys.serving.bundle import save_bundle
 from recsys.serving.registry import Registry
-from recsys.training import Trainer, TrainingListener, load_best
+from recsys.training import Trainer, TrainingListener, TrainResult, predict
 
 STARTS = 6
 """Budgets from whose best allocations the search for a front begins."""
 SHOWN = 4
 """Points of the front that the progress display shows."""
+JUDGED = ("candidates", "finalists")
+"""What a line of the evaluations may hold: genes judged on the sample, or on all validation rows."""
 NORM_ROWS = 16_384
 """Validation rows through which the norms of chunks are measured."""
 
@@ -81,7 +87,7 @@ def search(config: ExperimentConfig, console: Console, *, resume: bool = False) 
     settings = config.search or SearchConfig()
     config = config.model_copy(update={"search": settings})
     store = open_store(config)
-    space = _space(config, settings, store, config.embedding.format)
+    space = _space(config, settings, store)
     _check(config, settings, store, space)
     folder = _search_to_resume(config, store) if resume else None
     if folder is not None and folder.finished:
@@ -90,7 +96,8 @@ def search(config: ExperimentConfig, console: Console, *, resume: bool = False) 
     job = _Job.begin(config, settings, store, space, folder, console)
     with job.tracked():
         result = {"supernet": _by_supernet, "statistics": _by_norms, "magnitude": _by_norms}[settings.method](job)
-        job.finish(result)
+        job.tell(result)
+    job.folder.write("result.json", result)
     return result
 
 
@@ -113,10 +120,9 @@ class _Job:
         return self.settings.formats or (self.config.embedding.format,)
 
     @cached_property
-    def spaces(self) -> dict[FormatName, SearchSpace]:
-        """The same allocations, with the bytes that they take in each format."""
-        known = {self.config.embedding.format: self.space}
-        return {name: known.get(name) or _space(self.config, self.settings, self.store, name) for name in self.formats}
+    def table_bytes(self) -> TableBytes:
+        """The bytes that an allocation takes in a format."""
+        return TableBytes(self.store.layout, self.config.embedding, self.store.id_counts("train"))
 
     @classmethod
     def begin(
@@ -129,11 +135,14 @@ class _Job:
         console: Console,
     ) -> _Job:
         registry = Registry(config.tracking_uri) if config.tracking.enabled else None
-        run_id = None
+        known: dict[str, Any] = {}
         if folder is None:
             folder = new_search(config)
-        elif (folder.folder / "search.json").is_file():
-            run_id = folder.read("search.json")["mlflow_run_id"]
+        elif folder.has("search.json"):
+            known = folder.read("search.json")
+        else:
+            folder.write_config(config)
+        run_id = known.get("mlflow_run_id")
         if registry and (run_id is None or not registry.has_run(run_id)):
             tags = {"recsys.search": str(folder.folder.resolve()), "recsys.manifest_digest": store.digest}
             experiment = config.tracking.experiment or config.name
@@ -141,7 +150,7 @@ class _Job:
             registry.log_params(run_id, params_of(config))
             registry.log_files(run_id, folder.folder / "config.yaml")
         digests = {key: digest for key, (_, digest) in _digests(config, store).items()}
-        folder.write("search.json", {"mlflow_run_id": run_id, **digests})
+        folder.write("search.json", {**known, "mlflow_run_id": run_id, **digests})
         console.note(
             f"search {folder.name}: {len(space.features)} features, {np.prod(space.sizes.astype(float)):.3g} "
             f"allocations, at most {space.lookups(space.largest):g} lookups"
@@ -164,60 +173,71 @@ class _Job:
         supernet = self.settings.method == "supernet"
         if supernet and not initial.is_dir():
             save_bundle(initial, model=model, pipeline=self.store.pipeline)
-        if self.trained is not None:
-            load_best(model, self.folder.checkpoints)
-            return model
+        data = self.loader("train", config), self.loader("valid", config)
+        if self.trained is not None:  # so that nothing is left to do but to take up what is best
+            make(model, Listeners([])).fit(*data, resume=True)
+            return model.eval()
         started = time.perf_counter()
         watch = ProgressListener(self.console)
         listeners: list[TrainingListener] = [watch]
         with ExitStack() as stack:
             stack.callback(watch.close)
             if self.registry and self.run_id:
-                child = self.registry.start_run(
-                    self.config.tracking.experiment or self.config.name,
-                    f"{self.config.name}-search-{self.folder.name}-{self.settings.method}",
-                    {"mlflow.parentRunId": self.run_id},
-                )
+                child = self._child(self.registry, self.run_id)
                 stack.enter_context(self.registry.running(child))
                 mlflow = MlflowListener(self.registry, child)
                 stack.callback(mlflow.flush)
                 listeners.append(mlflow)
-            result = make(model, Listeners(listeners)).fit(
-                self.loader("train", config), self.loader("valid", config), resume=True
-            )
+            result = make(model, Listeners(listeners)).fit(*data, resume=True)
         if supernet:
-            bundle = self.folder.folder / "supernet"
-            save_bundle(bundle, model=model, pipeline=self.store.pipeline, metrics=result.best_metrics)
+            bundle, served = self.folder.folder / "supernet", model
+            if config.thresholds:
+                served, _ = without_what_did_not_pass(model, self.store, self.console)
+            save_bundle(bundle, model=served, pipeline=self.store.pipeline, metrics=self._full_metrics(served, result))
         seconds = time.perf_counter() - started
         self.folder.write("trained.json", {"valid": result.best_metrics, "seconds": seconds})
-        return model
+        return model.eval()
+
+    def _full_metrics(self, model: CTRModel, result: TrainResult) -> dict[str, float]:
+        """The metrics of the supernet as its bundle scores, with all chunks; those of its epochs are of several."""
+        whole = predict(model, self.loader("valid", self.config))
+        assert whole.labels is not None
+        report = evaluate(whole.labels, whole.probabilities, whole.weight)
+        return {name: report[name] for name in result.best_metrics}
+
+    def _child(self, registry: Registry, parent: str) -> str:
+        """The training's MLflow run: the one that was begun, if it was cut."""
+        state = self.folder.read("search.json")
+        child = state.get("mlflow_training_run_id")
+        if child is None or not registry.has_run(child):
+            name = f"{self.config.name}-search-{self.folder.name}-{self.settings.method}"
+            experiment = self.config.tracking.experiment or self.config.name
+            child = registry.start_run(experiment, name, {"mlflow.parentRunId": parent})
+            self.folder.write("search.json", {**state, "mlflow_training_run_id": child})
+        return str(child)
 
     @property
     def trained(self) -> dict[str, Any] | None:
         """What the training came to, once it has come to its end."""
-        return self.folder.read("trained.json") if (self.folder.folder / "trained.json").is_file() else None
+        return self.folder.read("trained.json") if self.folder.has("trained.json") else None
 
     def costs(self, chunks: np.ndarray, format: FormatName) -> dict[str, Any]:
         """What an allocation costs, from its chunk counts [F], with rows in a format."""
         return {
             "lookups": float(self.space.lookups_of(chunks)),
             "input_width": int(chunks.sum()) * self.config.embedding.width,
-            "table_bytes": int(self.spaces[format].bytes_of(chunks)),
+            "table_bytes": self.table_bytes(chunks, format),
         }
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Writes what a search came to; the summary last."""
+    def tell(self, result: dict[str, Any]) -> None:
+        """Writes the allocation that a search came to, and tells MLflow and the console."""
         about = {
             key: result[key]
             for key in ("search", "method", "metric", "fitness", "lookups", "input_width", "table_bytes")
         }
         write_allocation(self.folder.allocation, Allocation(result["chunks"], result["format"]), about)
-        self.folder.write("result.json", result)
         if self.registry and self.run_id:
-            self.registry.log_files(self.run_id, self.folder.allocation)
-            seconds = [(f"search/seconds_{name}", value, 0) for name, value in result["seconds"].items()]
-            fitness = [] if result["fitness"] is None else [("search/fitness", result["fitness"], 0)]
-            self.registry.log_metrics(self.run_id, [("search/lookups", result["lookups"], 0), *fitness, *seconds])
+            self._log(self.registry, self.run_id, result)
         self.console.table("allocation", [{"feature": name, "chunks": c} for name, c in result["chunks"].items()])
         judged = (
             "" if result["fitness"] is None else f", {result['metric']} {abs(result['fitness']):.5f} on the supernet"
@@ -225,6 +245,12 @@ class _Job:
         chosen = f", {result['format']} rows" if result["format"] else ""
         self.console.note(f"search {self.folder.name}: {result['lookups']:g} lookups an example{chosen}{judged}")
         self.console.note(f"train it: recsys train CONFIG allocation={self.folder.allocation}")
+
+    def _log(self, registry: Registry, run_id: str, result: dict[str, Any]) -> None:
+        registry.log_files(run_id, self.folder.allocation)
+        seconds = [(f"search/seconds_{name}", value, 0) for name, value in result["seconds"].items()]
+        fitness = [] if result["fitness"] is None else [("search/fitness", result["fitness"], 0)]
+        registry.log_metrics(run_id, [("search/lookups", result["lookups"], 0), *fitness, *seconds])
 
     def result(self, chunks: dict[str, int], costs: dict[str, Any], seconds: dict[str, float], **more: Any) -> Any:
         """The summary of a search."""
@@ -247,14 +273,14 @@ class _Job:
 
 
 def _by_norms(job: _Job) -> dict[str, Any]:
-    """Counts and norms after one short training; or the norms of chunks after one at the largest widths."""
+    """Counts and norms after one short training at the least widths; or norms alone after one at the largest."""
     statistics = job.settings.method == "statistics"
-    genes = uniform(job.space, 1) if statistics else job.space.largest
+    genes = job.space.thinnest if statistics else job.space.largest
     config = _at(job.config, job.space, genes, 1 if statistics else None)
     model = job.train(
         config,
-        lambda model, listener: Trainer(
-            model, config.train, seed=config.seed, folder=job.folder.checkpoints, listener=listener
+        lambda model, listener: local_trainer(
+            config, model, seed=config.seed, folder=job.folder.checkpoints, listener=listener
         ),
     )
     norms = chunk_norms(model, _first(Loader(job.store, "valid", NORM_ROWS)))
@@ -273,34 +299,32 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
     """A supernet, candidates judged on it, and the finalists on all validation rows."""
     settings, space = job.settings, job.space
     config = _of_supernet(job.config, settings, space)
-    model = job.train(
-        config,
-        lambda model, listener: SupernetTrainer(
-            model,
-            config.train,
-            space=space,
-            supernet=settings.supernet,
-            seed=config.seed,
-            folder=job.folder.checkpoints,
-            listener=listener,
-        ),
-    )
+
+    def make(model: CTRModel, listener: TrainingListener) -> Trainer:
+        common: dict[str, Any] = {"space": space, "supernet": settings.supernet, "listener": listener}
+        common |= {"seed": config.seed, "folder": job.folder.checkpoints}
+        if config.thresholds:
+            return ThresholdSupernetTrainer(model, config.train, thresholds=config.thresholds, **common)
+        return SupernetTrainer(model, config.train, **common)
+
+    model = job.train(config, make)
     started = time.perf_counter()
-    places = drawn_places(job.store.rows("valid"), settings.sample_rows, settings.seed)
+    places = _sampled(settings, job.store)
     calls = settings.generations
-    if settings.max_lookups is None and settings.evolution == "elitist":
+    if settings.for_front and settings.evolution == "elitist":
         calls += STARTS * _short(settings)
     candidates, finalists, judged = [], [], 0.0
     log = _Evaluations(job)
     with job.console.progress("searching", calls * len(job.formats)) as log.task:
         for format in job.formats:
             rounded = model if format == model.plan.format else convert(model, format)
+            rounded.embedding.gate = model.embedding.gate
             sample = Sample.of(rounded, job.loader("valid", config), places)
             log.judge_in(format, Fitness(model, space, sample, settings.metric))
-            genes, fitness, best = _evolved(settings, job.spaces[format], log)
+            genes, fitness, best = _evolved(settings, space, log)
             candidates += [_Candidate(format, own, float(value)) for own, value in zip(genes, fitness, strict=True)]
             before = time.perf_counter()
-            whole = judge(rounded, job.loader("valid", config), space, best, settings.metric)
+            whole = log.of_finalists(best, _on_all_rows(job, rounded))
             finalists += [_Candidate(format, own, float(value)) for own, value in zip(best, whole, strict=True)]
             judged += time.perf_counter() - before
     searched = time.perf_counter() - started - judged
@@ -316,6 +340,11 @@ def _by_supernet(job: _Job) -> dict[str, Any]:
         front=front,
         format=chosen.format if settings.formats else None,
     )
+
+
+def _on_all_rows(job: _Job, model: CTRModel) -> Evaluate:
+    """Judges by the whole validation split."""
+    return lambda genes: judge(model, job.loader("valid", job.config), job.space, genes, job.settings.metric)
 
 
 @dataclass(frozen=True)
@@ -339,23 +368,27 @@ def _evolved(
         "population": settings.population,
         "mutation": settings.mutation,
         "max_lookups": settings.max_lookups,
-        "first": [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})],
         "seed": settings.seed,
     }
-    if settings.max_lookups is not None:
-        evolved = evolve(space, log.fitness, parents=settings.parents, **common)
+    same = [uniform(space, count) for count in sorted({c for f in space.features for c in f.levels} - {0})]
+    if not settings.for_front:
+        evolved = evolve(space, log.fitness, parents=settings.parents, first=same, **common)
         return evolved.genes, evolved.fitness, evolved.genes[evolved.order[: settings.finalists]]
-    started = [*common.pop("first"), *_starts(settings, space, log)]
-    objectives = 1 + len(settings.objectives)
-    genes, values = search_front(space, log.objectives, objectives=objectives, first=started, **common)
-    return genes, -values[:, 0], genes[_spread(non_dominated(values), settings.finalists)]
+    starts = _starts(settings, space, log)
+    search_front(space, log.objectives, objectives=1 + len(settings.costs), first=[*starts, *same], **common)
+    genes, fitness = log.judged()
+    front = non_dominated(np.column_stack([-fitness, log.costs(genes)]))
+    return genes, fitness, genes[_spread(front, settings.finalists)]
 
 
 def _starts(settings: SearchConfig, space: SearchSpace, log: _Evaluations) -> list[Genes]:
     """Good allocations of a few budgets, each found from the one above it; NSGA-II alone takes far longer to them."""
     found: list[Genes] = []
     largest, least = float(space.lookups(space.largest)), max(space.least_lookups, 1.0)
-    for budget in np.geomspace(largest, least, STARTS + 2)[1:-1]:
+    budgets = np.geomspace(largest, least, STARTS + 2)[1:-1]
+    if settings.max_lookups is not None and settings.max_lookups < largest:
+        budgets = np.geomspace(settings.max_lookups, min(least, settings.max_lookups), STARTS + 1)[:-1]
+    for budget in budgets:
         short: dict[str, Any] = {"generations": _short(settings), "population": settings.population}
         short |= {"parents": settings.parents, "mutation": settings.mutation, "seed": settings.seed}
         evolved = evolve(space, log.fitness, max_lookups=float(budget), first=found[-1:], **short)
@@ -369,12 +402,12 @@ def _short(settings: SearchConfig) -> int:
 
 
 class _Evaluations:
-    """Every candidate as it was judged, kept in a file line by line; what is there already is not judged again."""
+    """All that was judged, kept in a file line by line; what is there already is not judged again."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._path = job.folder.folder / "evaluations.jsonl"
-        self._known: dict[tuple[str, bytes], float] = {}
+        self._known: dict[tuple[str, str, bytes], float] = {}
         self._generation = 0
         self._front = np.empty((0, 2))
         self.task: Task | None = None
@@ -383,9 +416,10 @@ class _Evaluations:
             for line in self._path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break  # the line at which the search was cut
-                generation = json.loads(line)
-                for genes, value in generation["candidates"]:
-                    self._known[generation["format"], np.array(genes, np.int64).tobytes()] = value
+                told = json.loads(line)
+                for rows in JUDGED:
+                    for genes, value in told.get(rows, ()):
+                        self._known[rows, told["format"], np.array(genes, np.int64).tobytes()] = value
                 whole += len(line)
             os.truncate(self._path, whole)
 
@@ -394,27 +428,45 @@ class _Evaluations:
         self._format, self._judge = format, judge
 
     def fitness(self, genes: np.ndarray) -> np.ndarray:
-        """[N] of genes [N, F], higher is better."""
-        keys = [(self._format, own.tobytes()) for own in genes]
-        fresh = [own for key, own in zip(keys, genes, strict=True) if key not in self._known]
-        if fresh:
-            values = [float(value) for value in self._judge(np.stack(fresh))]
-            self._known |= {(self._format, own.tobytes()): value for own, value in zip(fresh, values, strict=True)}
-            judged = [[own.tolist(), value] for own, value in zip(fresh, values, strict=True)]
-            with self._path.open("a") as file:
-                file.write(json.dumps({"format": self._format, "candidates": judged}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        out = np.array([self._known[key] for key in keys])
+        """[N] of genes [N, F] on the sample, higher is better."""
+        out = self._valued("candidates", genes, self._judge)
         self._tell(genes, out)
         return out
 
+    def of_finalists(self, genes: np.ndarray, judge: Evaluate) -> np.ndarray:
+        """[N] of genes [N, F] on all validation rows, by a function that looks at them."""
+        return self._valued("finalists", genes, judge)
+
     def objectives(self, genes: np.ndarray) -> np.ndarray:
         """[N, K] of genes [N, F], lower is better: minus the fitness, then the costs."""
+        return np.column_stack([-self.fitness(genes), self.costs(genes)])
+
+    def costs(self, genes: np.ndarray) -> np.ndarray:
+        """[N, K - 1] of genes [N, F]: what a front sets against quality."""
         job = self._job
         costs = [job.costs(own, self._format) for own in job.space.chunks(genes)]
-        costly = np.array([[cost[name] for name in job.settings.objectives] for cost in costs], np.float64)
-        return np.column_stack([-self.fitness(genes), costly])
+        return np.array([[cost[name] for name in job.settings.costs] for cost in costs], np.float64)
+
+    def judged(self) -> tuple[np.ndarray, np.ndarray]:
+        """All genes [N, F] that were judged in this format, in order, and their fitness [N]."""
+        wanted = ("candidates", self._format)
+        own = {genes: value for (*known, genes), value in self._known.items() if tuple(known) == wanted}
+        return np.stack([np.frombuffer(genes, np.int64) for genes in own]), np.array(list(own.values()))
+
+    def _valued(self, rows: str, genes: np.ndarray, judge: Evaluate) -> np.ndarray:
+        """What is known of genes [N, F] on these rows [N]; the others are judged, and kept."""
+        keys = [(rows, self._format, own.tobytes()) for own in genes]
+        fresh = [own for key, own in zip(keys, genes, strict=True) if key not in self._known]
+        if fresh:
+            values = [float(value) for value in judge(np.stack(fresh))]
+            for own, value in zip(fresh, values, strict=True):
+                self._known[rows, self._format, own.tobytes()] = value
+            judged = [[own.tolist(), value] for own, value in zip(fresh, values, strict=True)]
+            with self._path.open("a") as file:
+                file.write(json.dumps({"format": self._format, rows: judged}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return np.array([self._known[key] for key in keys])
 
     def _tell(self, genes: np.ndarray, fitness: np.ndarray) -> None:
         """Shows some points of the front so far."""
@@ -436,7 +488,7 @@ def _choose(job: _Job, finalists: Sequence[_Candidate]) -> tuple[_Candidate, lis
     """The finalist that the search comes to, and the front among the finalists, cheapest first."""
     settings = job.settings
     costs = [job.costs(job.space.chunks(own.genes), own.format) for own in finalists]
-    named = (*settings.objectives, *(["table_bytes"] if settings.formats else []))
+    named = (*settings.costs, *(["table_bytes"] if settings.formats else []))
     fitness = np.array([own.fitness for own in finalists])
     order = non_dominated(np.column_stack([[cost[name] for cost in costs] for name in named] + [-fitness]))
     front = [
@@ -448,13 +500,13 @@ def _choose(job: _Job, finalists: Sequence[_Candidate]) -> tuple[_Candidate, lis
         }
         for i in order
     ]
-    if settings.max_lookups is not None and not settings.formats:
+    if not settings.for_front and not settings.formats:
         return finalists[int(np.argmax(fitness))], front
     enough = [i for i in order if fitness[i] >= fitness.max() - settings.tolerance]
     if settings.formats:
         least = min(costs[i]["table_bytes"] for i in enough)
         enough = [i for i in enough if costs[i]["table_bytes"] == least]
-        if settings.max_lookups is not None:
+        if not settings.for_front:
             enough = [max(enough, key=lambda i: fitness[i])]
     return finalists[int(enough[0])], front
 
@@ -523,12 +575,13 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
             expected="rows read for an example",
             mend=f"give it, such as search.max_lookups={len(space.features)}; a front takes search.method=supernet",
         )
-    if settings.evolution == "published" and space.needs_a_chunk and not any(f.levels[0] for f in space.features):
+    if settings.evolution == "published" and space.lacks_a_chunk(np.zeros(len(space.features), np.int64)):
+        needed = [f.name for f in space.features if f.suffices]
         raise ConfigError(
-            "the published loop repairs nothing, so that it may propose a model without any input",
+            "the published loop repairs nothing, so that it may propose an allocation that cannot be trained",
             field="search.levels",
-            found=f"0 for all {len(space.features)} features",
-            mend="let the levels of a feature begin at 1, or set search.evolution to elitist",
+            found=f"0 for {list_names(needed)}",
+            mend="let the levels of one of them begin at 1, or set search.evolution to elitist",
         )
     largest = _at(config, space, space.largest, None)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
@@ -546,12 +599,24 @@ def _check(config: ExperimentConfig, settings: SearchConfig, store: Store, space
         parts = table_memory(plan.rows, plan.row_format, supernet.train.optimizer_of_table)
         fewer = f"set search.supernet.rows, to embedding.rows ({config.embedding.rows}) for example"
         require_memory([replace(part, field="search.supernet.rows", mend=fewer) for part in parts])
+        check_classes(_labels(config, store)[_sampled(settings, store)])
 
 
-def _space(config: ExperimentConfig, settings: SearchConfig, store: Store, format: FormatName) -> SearchSpace:
-    """What there is to choose among, with the bytes that it takes in a row format."""
-    embedding = config.embedding.model_copy(update={"format": format})
-    return space_of(store.layout, embedding, store.id_counts("train"), settings, _bag_lengths(store))
+def _sampled(settings: SearchConfig, store: Store) -> np.ndarray:
+    """The validation rows on which candidates are judged."""
+    return drawn_places(store.rows("valid"), settings.sample_rows, settings.seed)
+
+
+def _labels(config: ExperimentConfig, store: Store) -> np.ndarray:
+    """[N, T] of the validation split."""
+    batches = Loader(store, "valid", config.train.eval_batch_size)
+    return np.concatenate([batch.labels.numpy() for batch in batches if batch.labels is not None])
+
+
+def _space(config: ExperimentConfig, settings: SearchConfig, store: Store) -> SearchSpace:
+    """What there is to choose among."""
+    space = space_of(store.layout, config.embedding, store.id_counts("train"), settings, _bag_lengths(store))
+    return replace(space, needs_a_chunk=True) if config.thresholds else space  # which know no model without a table
 
 
 def _bag_lengths(store: Store) -> dict[str, float]:
@@ -578,7 +643,7 @@ def _search_to_resume(config: ExperimentConfig, store: Store) -> Search:
             "there is no search to resume", field=str(config.folder / "searches"), mend="search without --resume"
         )
     folder = searches[-1]
-    if (folder.folder / "search.json").is_file():  # else it was cut before it had begun
+    if folder.has("search.json"):  # else it was cut before it had begun
         check_started_with(folder, folder.read("search.json"), _digests(config, store), "search", "search")
     return folder
 

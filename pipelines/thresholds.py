@@ -7,16 +7,24 @@ from typing import Any
 from features.errors import ConfigError
 from features.storage.store import Store
 from pipelines.console import Console, bytes_text
+from recsys.embeddings import EmbeddingPlan
 from recsys.models import CTRModel
 from recsys.search.thresholds import compact_by_thresholds
 
 
-def check_thresholds(processes: int) -> None:
-    """Refuses several processes.
+def check_thresholds(plan: EmbeddingPlan, processes: int) -> None:
+    """Refuses a model without a table, and several processes.
 
     Raises:
-        ConfigError: There are some.
+        ConfigError: It is one, or there are some.
     """
+    if not plan.rows:
+        raise ConfigError(
+            "there is no table whose values thresholds could judge",
+            field="thresholds",
+            found="no feature with chunks",
+            mend="give one chunks in embedding.chunks, or leave the section out",
+        )
     if processes > 1:
         raise ConfigError(
             "thresholds are learned in one process",

@@ -258,7 +258,7 @@ def _started_from(
     config: ExperimentConfig, store: Store, model: CTRModel, run: Run | None, console: Console
 ) -> dict[str, Any]:
     """Starts the model from a trained one; of a run that was cut, as it was told when it began."""
-    told = run.read("warm_start.json") if run is not None and (run.folder / "warm_start.json").is_file() else None
+    told = run.read("warm_start.json") if run is not None and run.has("warm_start.json") else None
     if told is not None and run is not None and Checkpoints(run.checkpoints).newest():
         return told  # the checkpoint holds what came of it
     assert config.train.warm_start is not None
@@ -270,7 +270,7 @@ def _teacher_name(config: ExperimentConfig, run: Run | None) -> str | None:
     """What the model learns from; of a run that was cut, as it was named when it began."""
     if config.train.teacher is None:
         return None
-    told = run.read("run.json")["teacher"] if run is not None and (run.folder / "run.json").is_file() else None
+    told = run.read("run.json")["teacher"] if run is not None and run.has("run.json") else None
     return told or find_model(config, config.train.teacher)
 
 
@@ -306,11 +306,11 @@ def _trainer_for(
         "teacher": teacher,
     }
     if not processes.connected:
-        return _local_trainer(config, model, **common)
+        return local_trainer(config, model, **common)
     return DistributedTrainer(model, config.train, processes=processes, **common)
 
 
-def _local_trainer(config: ExperimentConfig, model: CTRModel, **common: Any) -> Trainer:
+def local_trainer(config: ExperimentConfig, model: CTRModel, **common: Any) -> Trainer:
     """The trainer of one process; thresholds know no other."""
     if config.thresholds:
         return ThresholdTrainer(model, config.train, thresholds=config.thresholds, **common)
@@ -355,13 +355,13 @@ def check_trainable(config: ExperimentConfig, store: Store, plan: EmbeddingPlan)
     if launched():
         check_distributed(config.train, config.embedding, plan, launched_count())
     if config.thresholds:
-        check_thresholds(launched_count())
+        check_thresholds(plan, launched_count())
     check_calibration(config, store)
     # The network and the checks of the trainer are the same whatever the number of rows.
     small = replace(plan, rows=min(plan.rows, 1))
     require_memory(training_memory(store.layout, small, config.model, _of_one_process(config.train)))
     outline = model_of(config, store, small)
-    _local_trainer(config, outline, seed=config.seed, folder=config.folder)
+    local_trainer(config, outline, seed=config.seed, folder=config.folder)
     label, mean = next(iter(store.manifest["label_means"]["valid"].items()))
     if config.train.monitor == "auc" and mean in (0, 1):
         raise UndefinedMetricError(

@@ -6,9 +6,9 @@ WORKSPACE/NAME/runs/0001/    one training: config.yaml, run.json, warm_start.jso
                              trained model), checkpoints/, bundle/, train.json, evaluation.json and report.html
                              (of the validation split: evaluation-valid.json, ...), bundle-FORMAT/ (converted),
                              bundle-pruned/ (pruned)
-WORKSPACE/NAME/searches/0001/  one search for widths: config.yaml, search.json, checkpoints/, initial/ and supernet/
-                             (bundles), evaluations.jsonl, candidates.json, front.json, pictures, allocation.json,
-                             result.json
+WORKSPACE/NAME/searches/0001/  one search for widths: config.yaml, search.json, checkpoints/, trained.json,
+                             allocation.json, result.json; with a supernet also initial/ and supernet/ (bundles),
+                             evaluations.jsonl, candidates.json, front.json, front.svg, front-dark.svg, front.png
 """
 
 from __future__ import annotations
@@ -52,9 +52,17 @@ class Job:
         """
         return dict(read_json(self.folder / name, mend="run the earlier steps again"))
 
+    def has(self, name: str) -> bool:
+        """Whether it has written one of its files."""
+        return (self.folder / name).is_file()
+
     def write(self, name: str, data: Mapping[str, Any]) -> None:
         """Writes one of its JSON files, whole or not at all."""
         write_json(self.folder / name, data)
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Writes the resolved config."""
+        write_bytes(self.folder / "config.yaml", config.to_yaml().encode())
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Run(Job):
     @property
     def trained(self) -> bool:
         """Whether the training came to its end: its summary is the last thing it writes."""
-        return (self.folder / "train.json").is_file()
+        return self.has("train.json")
 
     def result(self, stem: str, split: str, ending: str = "") -> Path:
         """What an evaluation writes: the plain name for the test split, with the split's name for another.
@@ -96,7 +104,7 @@ class Search(Job):
     @property
     def finished(self) -> bool:
         """Whether it came to its end: its summary is the last thing it writes."""
-        return (self.folder / "result.json").is_file()
+        return self.has("result.json")
 
 
 def new_run(config: ExperimentConfig) -> Run:
@@ -140,7 +148,7 @@ def _new_folder(config: ExperimentConfig, kind: str) -> Path:
             continue
         except OSError as error:
             raise cannot_write(path, error) from error
-        write_bytes(path / "config.yaml", config.to_yaml().encode())
+        Job(path).write_config(config)
         return path
 
 
@@ -159,7 +167,7 @@ def run_at(folder: str) -> Run | None:
         ArtifactError: The run did not come to its end.
     """
     run = Run(Path(folder))
-    if not (run.folder / "run.json").is_file():
+    if not run.has("run.json"):
         return None
     if not run.trained:
         raise ArtifactError("the run is not finished", field=folder, mend="go on with it: `recsys train --resume`")

@@ -56,30 +56,32 @@ class SearchConfig(Strict):
     """Other counts for some features, by name."""
     max_lookups: float | None = Field(None, gt=0)
     """The budget: rows of the table read for one example, on average. Left out, the whole front is searched, quality
-    against cost."""
+    against cost; a front within the budget is searched if `objectives` are named."""
     supernet: SupernetConfig = SupernetConfig()
     """How the supernet is trained."""
     metric: Literal["auc", "logloss"] = "auc"
     """Of the validation split, by which allocations are judged."""
     sample_rows: int = Field(4096, ge=2)
     """Validation rows that candidates are judged on; the best ones are judged again on all of them."""
-    objectives: tuple[Literal["lookups", "input_width", "table_bytes"], ...] = ("lookups",)
-    """Without a budget: what a front sets against quality. lookups: rows read for an example; input_width: numbers from
-    the table that the network reads; table_bytes: everything indexed by ids."""
+    objectives: tuple[Literal["lookups", "input_width", "table_bytes"], ...] | None = None
+    """What a front sets against quality. lookups: rows read for an example; input_width: numbers from the table that
+    the network reads; table_bytes: everything indexed by ids. Left out, it is lookups; and with a budget no front is
+    searched, but the best allocation within it."""
     formats: tuple[FormatName, ...] = ()
     """Row formats to choose among, beside the chunks; `embedding.format` alone when left out. A candidate is judged
     with the supernet's rows rounded to its format, and the one chosen is that of the smallest table whose metric is
     within `tolerance` of the best."""
     tolerance: float = Field(0.0005, ge=0)
-    """Without a budget: the allocation chosen is the cheapest of the front whose metric is within this of the best;
-    likewise among formats."""
+    """Of a front the allocation chosen is the cheapest whose metric is within this of the best; likewise among
+    formats."""
     finalists: int = Field(40, ge=1)
-    """How many candidates are judged on all validation rows."""
+    """How many candidates are judged on all validation rows, of each format."""
     evolution: Literal["elitist", "published"] = "elitist"
     """published: OptEmbed's released loop with its mistakes, for comparison; it knows no budget and no front, and its
     generations have 20 candidates."""
     generations: int = Field(40, ge=1)
-    """Generations of the evolution."""
+    """Generations of the evolution. That of a front begins with the best of six smaller budgets, for each of which a
+    quarter as many generations go before."""
     population: int = Field(20, ge=2)
     """Candidates a generation."""
     parents: int = Field(15, ge=1)
@@ -102,16 +104,27 @@ class SearchConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _formats_are_judged(self) -> SearchConfig:
-        if self.formats and (self.method != "supernet" or self.evolution == "published"):
+    def _candidates_are_judged(self) -> SearchConfig:
+        judged = self.method == "supernet" and self.evolution == "elitist"
+        for field, what in (("formats", "are judged in several formats"), ("objectives", "make a front")):
+            named = getattr(self, field)
+            if named and not judged:
+                raise ConfigError(
+                    f"only a supernet's candidates {what}",
+                    field=f"search.{field}",
+                    found=f"search.method {self.method}, search.evolution {self.evolution}",
+                    mend=f"leave {field} out, or set method to supernet and evolution to elitist",
+                )
+            if len(set(named or ())) < len(named or ()):
+                raise ConfigError(f"one of the {field} is named twice", field=f"search.{field}", found=list(named))
+        if self.objectives == ():
             raise ConfigError(
-                "only a supernet's candidates are judged in several formats",
-                field="search.formats",
-                found=f"search.method {self.method}, search.evolution {self.evolution}",
-                mend="leave formats out, or set method to supernet and evolution to elitist",
+                "a front needs something to set against quality",
+                field="search.objectives",
+                found=[],
+                expected="some of lookups, input_width and table_bytes",
+                mend="name one, or leave it out",
             )
-        if len(set(self.formats)) < len(self.formats):
-            raise ConfigError("a format is named twice", field="search.formats", found=list(self.formats))
         return self
 
     @model_validator(mode="after")
@@ -124,3 +137,13 @@ class SearchConfig(Strict):
                 mend="set it to null, or search.evolution to elitist",
             )
         return self
+
+    @property
+    def for_front(self) -> bool:
+        """Whether allocations of all costs are searched, and not the best one within a budget."""
+        return self.max_lookups is None or self.objectives is not None
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What a front sets against quality."""
+        return self.objectives or ("lookups",)

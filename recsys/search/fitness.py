@@ -129,15 +129,24 @@ class Sample:
             if batch.weight is not None:
                 weights.append(batch.weight.numpy())
         sample = cls(torch.cat(inputs), np.concatenate(labels), np.concatenate(weights) if weights else None)
-        positive = sample.labels[:, 0] > 0
-        if positive.all() or not positive.any():
-            raise UndefinedMetricError(
-                "no allocation can be judged on rows of one class",
-                field="search.sample_rows",
-                found=f"{int(positive.sum())} of {len(positive)} validation rows are positive",
-                mend="raise search.sample_rows, or split the data so that validation holds both classes",
-            )
+        check_classes(sample.labels)
         return sample
+
+
+def check_classes(labels: np.ndarray) -> None:
+    """Refuses the labels [N, T] of a sample on which no allocation could be judged.
+
+    Raises:
+        UndefinedMetricError: those of the first task are of one class.
+    """
+    positive = labels[:, 0] > 0
+    if positive.all() or not positive.any():
+        raise UndefinedMetricError(
+            "no allocation can be judged on rows of one class",
+            field="search.sample_rows",
+            found=f"{int(positive.sum())} of {len(positive)} validation rows are positive",
+            mend="raise search.sample_rows, or split the data so that validation holds both classes",
+        )
 
 
 def drawn_places(rows: int, wanted: int, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -37,60 +37,72 @@ def chunk_norms(model: CTRModel, batches: Iterable[Batch]) -> list[np.ndarray]:
 
 
 def by_magnitude(space: SearchSpace, norms: list[np.ndarray], max_lookups: float) -> dict[str, int]:
-    """Keeps the chunks with the largest norms, over all features, as many as the budget pays for.
+    """Keeps the chunks with the largest norms, over all features, until the budget is spent.
+
+    A feature goes up from level to level with its chunks in order of their norms; a level is as good as the mean norm
+    of the chunks that it adds.
 
     Args:
-        space: its features in the order of `norms`; their levels are not minded.
+        space: its features in the order of `norms`.
         norms: of a model trained at the largest widths; see `chunk_norms`.
         max_lookups: the budget.
 
     Returns:
         Chunks by feature name.
     """
-    space.check_budget(max_lookups)
-    costs = [f.values_per_row for f in space.features]
-    order = sorted(
-        ((i, float(norm)) for i, own in enumerate(norms) for norm in own), key=lambda pair: (-pair[1], pair[0])
-    )
-    kept, left = dict.fromkeys(space.names, 0), max_lookups
-    for i, _ in order:
-        if costs[i] <= left:
-            kept[space.names[i]] += 1
-            left -= costs[i]
-    return kept
+    ranked = [np.sort(own)[::-1] for own in norms]
+    return space.allocation(_greedy(space, max_lookups, lambda i, now, more, _: float(ranked[i][now:more].mean())))
 
 
 def by_statistics(space: SearchSpace, norms: list[np.ndarray], counts: IdCounts, max_lookups: float) -> Genes:
     """Gives the next chunks to the feature that promises most for them, until the budget is spent.
 
-    A feature with norm s and e effective values (the exponential of the entropy of its values) is taken to be worth
-    `s e^(1/4) sqrt(c)` with c chunks: widths that grow with the fourth root of a vocabulary are an old rule of thumb,
-    and every further chunk is worth less than the one before (`log2(1 + c)` in its place costs .003 validation AUC on
-    the Criteo sample).
+    A feature whose chunks have the norm s (their root mean square) and that has e effective values (the exponential of
+    the entropy of its values) is taken to be worth `s e^(1/4) sqrt(c)` with c chunks: widths that grow with the fourth
+    root of a vocabulary are an old rule of thumb, and every further chunk is worth less than the one before
+    (`log2(1 + c)` in its place costs .003 validation AUC on the Criteo sample).
 
     Args:
         space: its features in the order of `norms`.
-        norms: of a model with one chunk a feature after a short training; see `chunk_norms`.
+        norms: of a model after a short training in which every feature is read, with one chunk or as few as it may
+            have; see `chunk_norms`.
         counts: distinct training fingerprints of every feature, and how often each was seen.
         max_lookups: the budget.
     """
-    space.check_budget(max_lookups)
     worth = [
-        float(np.sqrt((own**2).sum())) * effective_values(counts[name][1]) ** 0.25
+        float(np.sqrt((own**2).sum() / max(len(own), 1))) * effective_values(counts[name][1]) ** 0.25
         for name, own in zip(space.names, norms, strict=True)
     ]
+
+    def gain(i: int, now: int, more: int, cost: float) -> float:
+        return float(worth[i] * (np.sqrt(more) - np.sqrt(now)) / max(cost, 1e-9))  # an empty bag costs nothing
+
+    return _greedy(space, max_lookups, gain)
+
+
+def _greedy(space: SearchSpace, max_lookups: float, gain: Callable[[int, int, int, float], float]) -> Genes:
+    """Raises the feature with the largest gain, from the smallest levels on, while the budget pays for any.
+
+    Args:
+        space: what to choose among.
+        max_lookups: the budget.
+        gain: of a feature's number, its chunks now and then, and the lookups that they differ by.
+
+    Raises:
+        ConfigError: no allocation is within the budget.
+    """
+    space.check_budget(max_lookups)
     genes = np.zeros(len(space.features), np.int64)
     while True:
-        left = max_lookups - space.lookups(genes)
+        left, owed = max_lookups - space.lookups(genes), space.owed(genes)
         best: tuple[float, int, int] | None = None
         for i, feature in enumerate(space.features):
-            now = feature.levels[genes[i]]
+            now, reserved = feature.levels[genes[i]], 0.0 if feature.suffices else owed
             for place in range(genes[i] + 1, len(feature.levels)):
                 more = feature.levels[place]
                 cost = (more - now) * feature.values_per_row
-                gain = worth[i] * (np.sqrt(more) - np.sqrt(now)) / max(cost, 1e-9)  # an empty bag costs nothing
-                if cost <= left and (best is None or gain > best[0]):
-                    best = gain, i, place
+                if cost <= left - reserved and (best is None or gain(i, now, more, cost) > best[0]):
+                    best = gain(i, now, more, cost), i, place
         if best is None:
             return genes
         genes[best[1]] = best[2]

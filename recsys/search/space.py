@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.errors import ConfigError, unknown_name
+from features.errors import ConfigError, list_names, unknown_name
 from features.layout import Layout
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.config import ChunksConfig
@@ -27,10 +27,8 @@ class SearchFeature:
     """Chunk counts to choose among, ascending."""
     values_per_row: float = 1.0
     """Mean number of values in a row; other than 1 for bags, each of whose values is looked up."""
-    bytes_per_chunk: int = 0
-    """Bytes of the table that a chunk takes beside the shared rows: exact and hot ones."""
-    index_bytes: int = 0
-    """Bytes of its exact and its hot index, which it has with any chunk."""
+    suffices: bool = True
+    """Whether a chunk of it is enough for a model that needs one."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class SearchSpace:
 
     features: tuple[SearchFeature, ...]
     needs_a_chunk: bool = False
-    """Whether the model would have no input without any chunk."""
-    shared_bytes: int = 0
-    """Bytes of the table that no allocation changes."""
+    """Whether there is no model unless one of the features that suffice has a chunk."""
 
     @property
     def names(self) -> list[str]:
@@ -65,12 +61,17 @@ class SearchSpace:
         return self.sizes - 1
 
     @property
+    def thinnest(self) -> Genes:
+        """Every feature with the fewest chunks with which it is read; one that can have none is not."""
+        return np.array([next((place for place, level in enumerate(f.levels) if level), 0) for f in self.features])
+
+    @property
     def least_lookups(self) -> float:
         """What the cheapest allocation costs."""
-        least = self.lookups(np.zeros(len(self.features), np.int64))
-        if least or not self.needs_a_chunk:
-            return float(least)
-        return min(f.levels[1] * f.values_per_row for f in self.features if len(f.levels) > 1)
+        least = np.zeros(len(self.features), np.int64)
+        if not self.lacks_a_chunk(least):
+            return float(self.lookups(least))
+        return min(self._first_chunks().values())
 
     def chunks(self, genes: np.ndarray) -> np.ndarray:
         """Chunk counts [..., F] of genes [..., F]."""
@@ -104,18 +105,22 @@ class SearchSpace:
         times = round(float(self.lookups(self.largest)) / typical)
         return int(min(rows * max(times, 1), 2**31 - 1))
 
-    def bytes_of(self, counts: np.ndarray) -> np.ndarray:
-        """Bytes of the table, [...] of chunk counts [..., F]: exact and hot rows grow with them."""
-        rows: np.ndarray = counts @ np.array([f.bytes_per_chunk for f in self.features])
-        indices: np.ndarray = (counts > 0) @ np.array([f.index_bytes for f in self.features])
-        return self.shared_bytes + rows + indices
+    def lacks_a_chunk(self, genes: Genes) -> bool:
+        """Whether there is no model with this allocation."""
+        return self.needs_a_chunk and not self.chunks(genes)[[f.suffices for f in self.features]].any()
+
+    def owed(self, genes: Genes) -> float:
+        """Lookups that have to be left for the chunk without which there is no model; 0 once it is there."""
+        nothing = np.zeros(len(self.features), np.int64)
+        return self.least_lookups - float(self.lookups(nothing)) if self.lacks_a_chunk(genes) else 0.0
 
     def allocation(self, genes: Genes) -> dict[str, int]:
         """The chunks of every feature by name."""
         return dict(zip(self.names, self.chunks(genes).tolist(), strict=True))
 
     def genes(self, allocation: Mapping[str, int]) -> Genes:
-        """The genes of an allocation; a count that a feature cannot have becomes the next smaller one."""
+        """The genes of an allocation; a count that a feature cannot have becomes the next smaller one, or its first
+        level if there is none."""
         return np.array(
             [max(np.searchsorted(f.levels, allocation[f.name], "right") - 1, 0) for f in self.features], np.int64
         )
@@ -127,7 +132,7 @@ class SearchSpace:
     def repair(self, genes: Genes, max_lookups: float | None, generator: np.random.Generator) -> Genes:
         """Genes within the budget: while they cost too much, a feature drawn at random goes down by a level.
 
-        Without a chunk anywhere a feature drawn at random gets its first one, if the model needs one.
+        Without a chunk that the model needs, a feature drawn at random among those that suffice gets its first one.
 
         Args:
             genes: left as they are.
@@ -135,16 +140,25 @@ class SearchSpace:
             generator: draws the features.
         """
         out = genes.copy()
-        while max_lookups is not None and self.lookups(out) > max_lookups:
-            out[generator.choice(np.flatnonzero(out))] -= 1
-        if self.needs_a_chunk and not self.chunks(out).any():
-            affordable = [
-                i
-                for i, f in enumerate(self.features)
-                if len(f.levels) > 1 and (max_lookups is None or f.levels[1] * f.values_per_row <= max_lookups)
-            ]
-            out[generator.choice(affordable)] = 1
+        free = np.ones(len(out), bool)
+
+        def lower() -> None:
+            while max_lookups is not None and self.lookups(out) > max_lookups:
+                out[generator.choice(np.flatnonzero(out * free))] -= 1
+
+        lower()
+        if self.lacks_a_chunk(out):
+            costs = self._first_chunks()
+            first = generator.choice([i for i, cost in costs.items() if max_lookups is None or cost <= max_lookups])
+            out[first], free[first] = 1, False
+            lower()
         return out
+
+    def _first_chunks(self) -> dict[int, float]:
+        """The features whose first chunk is enough, and what the cheapest allocation with it costs."""
+        enough = [i for i, f in enumerate(self.features) if f.suffices and len(f.levels) > 1]
+        alone = np.eye(len(self.features), dtype=np.int64)
+        return {i: float(self.lookups(alone[i])) for i in enough}
 
     def check_order(self, names: Sequence[str]) -> None:
         """Raises ValueError unless these, a model's features with ids, are the space's in its order."""
@@ -184,7 +198,8 @@ def space_of(
         values_per_row: mean number of values in a row of each bag.
 
     Raises:
-        ConfigError: the levels of a feature that is none, or a single allocation to choose from.
+        ConfigError: the levels of a feature that is none, a single allocation to choose from, or no feature for the
+            hot slots in any.
     """
     known = (*layout.id_names, *layout.bag_names)
     for name in config.features:
@@ -197,9 +212,8 @@ def space_of(
     for f in plan.features:
         exact = f.region == "exact"
         levels = config.features.get(f.name) or levels_of(config.levels, f.values, plan.width, exact)
-        own = (f.values if exact else 0) + f.hot_slots
-        costs = own * plan.row_bytes, plan.index_bytes_of(f)
-        features.append(SearchFeature(f.name, tuple(levels), values_per_row.get(f.name, 1.0), *costs))
+        suffices = not embedding.hot.slots or not (exact or f.name in embedding.hot.features)
+        features.append(SearchFeature(f.name, tuple(levels), values_per_row.get(f.name, 1.0), suffices))
     if all(len(f.levels) == 1 for f in features):
         raise ConfigError(
             "there is one allocation to choose from",
@@ -207,10 +221,15 @@ def space_of(
             found=list(config.levels),
             expected="two or more numbers of chunks",
         )
-    shared = plan.table_bytes - sum(f.bytes_per_chunk + f.index_bytes for f in features)
-    return SearchSpace(
-        tuple(features), needs_a_chunk=not layout.dense_names and not layout.vector_names, shared_bytes=shared
-    )
+    if embedding.hot.slots and not any(f.suffices and f.levels[-1] for f in features):
+        raise ConfigError(
+            "no allocation has a feature whose ids could be hot",
+            field="search.levels",
+            found=f"0 alone for {list_names([f.name for f in features if f.suffices])}",
+            mend="give one of them other levels, or leave embedding.hot.slots out",
+        )
+    needs_a_chunk = bool(embedding.hot.slots) or not (layout.dense_names or layout.vector_names)
+    return SearchSpace(tuple(features), needs_a_chunk)
 
 
 def uniform(space: SearchSpace, chunks: int) -> Genes:

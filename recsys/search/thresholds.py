@@ -18,7 +18,6 @@ width 8, since there a field of noise is judged by noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,8 +31,7 @@ from recsys.models.compact import compact
 from recsys.search.config import ThresholdConfig
 from recsys.search.pruning import FeatureKept
 from recsys.tensorfile import write_tensors
-from recsys.training import TrainConfig, Trainer, TrainingListener
-from recsys.training.teacher import Teacher
+from recsys.training import TrainConfig, Trainer
 from recsys.training.trainer import TrainResult
 
 if TYPE_CHECKING:
@@ -121,24 +119,11 @@ class ThresholdTrainer(Trainer):
         model: trained in place. Without hot rows, which would change owners under the mask.
         config: how, as for any model.
         thresholds: rate and pressure.
-        seed: of dropout.
-        folder: where checkpoints go.
-        listener: told about progress.
-        teacher: that the model learns from beside the labels.
+        trainer: what every trainer takes.
     """
 
-    def __init__(
-        self,
-        model: CTRModel,
-        config: TrainConfig,
-        *,
-        thresholds: ThresholdConfig,
-        seed: int,
-        folder: Path,
-        listener: TrainingListener | None = None,
-        teacher: Teacher | None = None,
-    ) -> None:
-        super().__init__(model, config, seed=seed, folder=folder, listener=listener, teacher=teacher)
+    def __init__(self, model: CTRModel, config: TrainConfig, *, thresholds: ThresholdConfig, **trainer: Any) -> None:
+        super().__init__(model, config, **trainer)
         if model.plan.hot_slots:
             raise ConfigError(
                 "thresholds know no hot region: an id that a threshold masks would keep its slot",

@@ -48,6 +48,40 @@ def test_a_cut_run_goes_on_with_its_thresholds(prepared: Any, recsys: Recsys) ->
     assert json.dumps(again.json["thresholds"]) == json.dumps(whole.json["thresholds"])
 
 
+def test_a_model_without_a_table_has_nothing_to_lose(prepared: Any, recsys: Recsys) -> None:
+    alone = (prepared.config, "embedding.chunks.default=0", "train.epochs=1")
+    refused(recsys("train", *alone, *SHARP), "thresholds", "there is no table")
+    assert not (prepared.folder / "work" / "small" / "runs").exists()
+    run = Path(recsys("train", *alone, "--json").json["folder"])
+    before = sorted(run.iterdir())
+    for command in (("prune", run, "--keep", "0.5"), ("convert", run, "--format", "int8")):
+        refused(recsys(*command), "model", "the model has no table")
+    assert sorted(run.iterdir()) == before
+
+
+def test_a_search_judges_what_passed(prepared: Any, recsys: Recsys) -> None:
+    search = (*SHARP, "search.levels=[0,1,2]", "search.generations=3", "search.max_lookups=5", "search.sample_rows=300")
+    outcome = recsys("search", prepared.config, *search, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "values that passed their feature's threshold" in outcome.err
+    folder = Path(outcome.json["folder"])
+    assert load_bundle(folder / "supernet").model.plan.pruned is not None
+    journal = (folder / "evaluations.jsonl").read_bytes()
+    (folder / "result.json").unlink()
+    (folder / "evaluations.jsonl").unlink()
+    again = recsys("search", prepared.config, *search, "--resume", "--json")
+    assert (again.json["chunks"], again.json["fitness"]) == (outcome.json["chunks"], outcome.json["fitness"])
+    assert (folder / "evaluations.jsonl").read_bytes() == journal
+    trained = recsys("train", prepared.config, *SHARP, f"allocation={outcome.json['allocation']}", "--json")
+    assert sum(line["kept"] for line in trained.json["thresholds"]["features"]) > 0
+
+
+def test_a_search_for_thresholds_leaves_them_a_table(prepared: Any, recsys: Recsys) -> None:
+    """A budget that is too small for any chunk is too small for them."""
+    budget = ("search.method=statistics", "search.levels=[0,1]", "search.max_lookups=0.5")
+    refused(recsys("search", prepared.config, *SHARP, *budget), "search.max_lookups", "1 or more")
+
+
 def test_thresholds_and_hot_rows_do_not_go_together(prepared: Any, recsys: Recsys) -> None:
     outcome = recsys("train", prepared.config, "thresholds.rate=1", "embedding.hot.slots=10", "--dry-run")
     refused(outcome, "embedding.hot", "thresholds know no hot region")

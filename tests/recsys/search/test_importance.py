@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.errors import ConfigError
 from recsys.embeddings.plan import IdCounts
 from recsys.search.importance import by_magnitude, by_statistics, chunk_norms, effective_values
-from recsys.search.space import SearchSpace
+from recsys.search.space import SearchFeature, SearchSpace
 from tests.recsys.search.landscapes import space_of, spaces
 from tests.recsys.search.models import LARGEST, WIDTH, batch, build, networks
 
@@ -76,6 +76,29 @@ def test_magnitude_passes_over_a_bag_it_cannot_pay_for() -> None:
         by_magnitude(space_of((0, 1), (0, 1), needs_a_chunk=True), norms, 0.5)
 
 
+def test_magnitude_keeps_to_the_levels() -> None:
+    space = space_of((0, 2, 4), (1, 3), (2,), (0, 4))
+    norms = [np.array([1.0, 9, 8, 7]), np.array([6.0, 5, 5]), np.array([0.0, 0]), np.array([10.0, 4, 3, 2])]
+    assert by_magnitude(space, norms, 3) == {"f0": 0, "f1": 1, "f2": 2, "f3": 0}
+    assert by_magnitude(space, norms, 5) == {"f0": 2, "f1": 1, "f2": 2, "f3": 0}  # 9 and 8
+    assert by_magnitude(space, norms, 8) == {"f0": 2, "f1": 3, "f2": 2, "f3": 0}  # 5 and 5; 4 more are not paid for
+    assert by_magnitude(space, norms, 11) == {"f0": 2, "f1": 3, "f2": 2, "f3": 4}  # 4.75, before 7 and 1
+    assert by_magnitude(space, norms, 99) == {"f0": 4, "f1": 3, "f2": 2, "f3": 4}
+    with pytest.raises(ConfigError, match="3 or more"):
+        by_magnitude(space, norms, 2)
+
+
+def test_what_a_model_cannot_do_without_is_paid_for() -> None:
+    space = SearchSpace(
+        (SearchFeature("user", (0, 2)), SearchFeature("city", (0, 1, 2), suffices=False)), needs_a_chunk=True
+    )
+    norms = [np.array([1.0, 1.0]), np.array([9.0, 8.0])]
+    counts: IdCounts = {name: (np.arange(9), np.ones(9)) for name in space.names}
+    for budget, chunks in ((2, {"user": 2, "city": 0}), (3, {"user": 2, "city": 1}), (4, {"user": 2, "city": 2})):
+        assert by_magnitude(space, norms, budget) == chunks
+        assert space.allocation(by_statistics(space, norms, counts, budget)) == chunks
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("budget", [0, 1, 3, 5.5, 8, 12, 50])
 def test_statistics_spend_the_budget_where_it_is_worth_most(seed: int, budget: float) -> None:
@@ -116,6 +139,14 @@ def test_frequent_values_count_for_more() -> None:
     space = space_of((0, 1), (0, 1))
     counts: IdCounts = {"f0": (np.arange(4), np.array([97, 1, 1, 1])), "f1": (np.arange(4), np.array([25] * 4))}
     assert by_statistics(space, [np.ones(1), np.ones(1)], counts, 1).tolist() == [0, 1]
+
+
+def test_a_feature_is_not_worth_more_for_the_chunks_of_the_short_training() -> None:
+    """Beside one of a single chunk, a feature that may have four or none had four, each with a norm a little less."""
+    space = space_of((0, 4), (0, 4))
+    counts = counts_of(space, 50, 50)
+    assert by_statistics(space, [np.full(4, 0.9), np.ones(1)], counts, 4).tolist() == [0, 1]
+    assert by_statistics(space, [np.full(4, 1.1), np.ones(1)], counts, 4).tolist() == [1, 0]
 
 
 def test_bags_cost_what_they_look_up() -> None:

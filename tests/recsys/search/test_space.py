@@ -10,12 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.errors import ConfigError
-from features.layout import Layout
-from recsys.embeddings import EmbeddingConfig, plan_embedding
-from recsys.embeddings.config import ChunksConfig
-from recsys.search.config import SearchConfig
 from recsys.search.space import SearchFeature, SearchSpace, levels_of, uniform
-from recsys.search.space import space_of as search_space
 from tests.recsys.search.landscapes import space_of, spaces
 
 
@@ -77,6 +72,23 @@ def test_a_model_that_needs_a_chunk_gets_one_it_can_pay_for() -> None:
     assert {tuple(space.repair(nothing, None, draws)) for _ in range(50)} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
 
 
+HOT = SearchSpace(
+    (SearchFeature("user", (0, 2)), SearchFeature("city", (0, 1), suffices=False), SearchFeature("tags", (0, 1), 1.5)),
+    needs_a_chunk=True,
+)
+"""Where the ids of users or tags have to be hot."""
+
+
+def test_only_some_features_may_do_for_a_model() -> None:
+    assert HOT.least_lookups == 1.5
+    assert [HOT.lacks_a_chunk(genes) for genes in everything(HOT)] == [True, False, True, False] + [False] * 4
+    assert HOT.owed(np.array([0, 1, 0])) == 1.5
+    assert HOT.owed(np.array([1, 1, 0])) == 0
+    draws = generator()
+    for budget, expected in ((None, {(1, 1, 0), (0, 1, 1)}), (2.4, {(1, 0, 0), (0, 0, 1)}), (1.5, {(0, 0, 1)})):
+        assert {tuple(HOT.repair(np.array([0, 1, 0]), budget, draws)) for _ in range(50)} == expected
+
+
 def test_a_feature_that_can_have_no_chunk_is_not_given_one() -> None:
     space, draws = space_of((0,), (0, 2), (0,), needs_a_chunk=True), generator()
     for budget in (None, 2.0):
@@ -96,19 +108,6 @@ def test_genes_and_allocations_are_two_names_of_the_same(space: SearchSpace, see
         allocation = space.allocation(genes)
         assert list(allocation) == space.names
         assert (space.genes(allocation) == genes).all()
-
-
-def test_bytes_are_those_of_the_tables_that_are_made() -> None:
-    layout = Layout(id_names=("user", "city", "day"), label_names=("click",))
-    values = {"user": 3000, "city": 40, "day": 7}
-    counts = {name: (np.arange(1, n + 1), np.full(n, 3)) for name, n in values.items()}
-    embedding = EmbeddingConfig.model_validate({"width": 4, "rows": 500, "exact": {"max_values": 64}, "format": "int8"})
-    space = search_space(layout, embedding, counts, SearchConfig(levels=(0, 1, 2)), {})
-    for genes in everything(space):
-        if genes.any():
-            chunks = ChunksConfig(default=0, features=space.allocation(genes))
-            plan = plan_embedding(layout, embedding.model_copy(update={"chunks": chunks}), counts)
-            assert space.bytes_of(space.chunks(genes)) == plan.table_bytes
 
 
 @given(space=spaces(), rows=st.integers(1, 10**6), share=st.floats(0.01, 1))
@@ -132,6 +131,11 @@ def test_a_count_that_is_no_level_becomes_the_next_smaller_one() -> None:
     assert space.allocation(space.genes({"f0": 3, "f1": 8})) == {"f0": 1, "f1": 3}
     assert space.allocation(space.genes({"f0": 9, "f1": 0})) == {"f0": 4, "f1": 2}
     assert space.allocation(uniform(space, 2)) == {"f0": 1, "f1": 2}
+
+
+def test_the_thinnest_allocation_reads_every_feature_that_can_be_read() -> None:
+    space = space_of((0, 1, 2), (0, 2, 4), (0, 4), (0,), (2, 3), (1,))
+    assert list(space.allocation(space.thinnest).values()) == [1, 2, 4, 0, 2, 1]
 
 
 def test_random_genes_have_every_level_as_often() -> None:

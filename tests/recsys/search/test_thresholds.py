@@ -20,7 +20,10 @@ from features.storage.store import Store, build_store
 from features.validation import validate
 from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.models import CTRModel, ModelConfig
-from recsys.search.config import ThresholdConfig
+from recsys.search.config import SupernetConfig, ThresholdConfig
+from recsys.search.fitness import predict_allocations
+from recsys.search.space import SearchFeature, SearchSpace
+from recsys.search.threshold_supernet import ThresholdSupernetTrainer
 from recsys.search.thresholds import ThresholdGate, ThresholdTrainer, compact_by_thresholds
 from recsys.tensorfile import read_tensors
 from recsys.training import TrainConfig, predict
@@ -65,6 +68,7 @@ def trainer_of(
     folder: Path,
     embedding: dict[str, Any] | None = None,
     thresholds: dict[str, Any] | None = None,
+    supernet: bool = False,
     **more: Any,
 ) -> ThresholdTrainer:
     settings = {"kind": "collisionless", "width": 4, "init_scale": 0.01, **(embedding or {})}
@@ -80,8 +84,13 @@ def trainer_of(
     config = TrainConfig.model_validate({**defaults, **more})
     network = ModelConfig(interaction="mlp", hidden=(16,))
     model = CTRModel(store.layout, plan, network, seed=1, optimizer=config.optimizer_of_table, kernel="torch")
-    settings = ThresholdConfig.model_validate(thresholds or {})
-    return ThresholdTrainer(model, config, thresholds=settings, seed=0, folder=folder)
+    common: dict[str, Any] = {"thresholds": ThresholdConfig.model_validate(thresholds or {}), "folder": folder}
+    if not supernet:
+        return ThresholdTrainer(model, config, seed=0, **common)
+    space = SearchSpace(
+        tuple(SearchFeature(f.name, tuple(range(f.chunks + 1))) for f in plan.features), needs_a_chunk=True
+    )
+    return ThresholdSupernetTrainer(model, config, space=space, supernet=SupernetConfig(), seed=0, **common)
 
 
 def fit(trainer: ThresholdTrainer, store: Store, resume: bool = False) -> Any:
@@ -116,8 +125,9 @@ def test_what_is_read_has_no_unit() -> None:
         torch.testing.assert_close(gate.importance(vectors), torch.tensor([2.0, 1.0]) / 2.5**0.5)
 
 
-def test_a_cut_run_resumes_to_the_same_bits(store: Store, tmp_path: Path) -> None:
-    more = {"epochs": 2, "checkpoint_steps": 5, "ema": 0.9}
+@pytest.mark.parametrize("supernet", [False, True])
+def test_a_cut_run_resumes_to_the_same_bits(store: Store, tmp_path: Path, supernet: bool) -> None:
+    more = {"epochs": 2, "checkpoint_steps": 5, "ema": 0.9, "supernet": supernet}
     whole = trainer_of(store, tmp_path / "whole", thresholds={"pressure": 0.05}, **more)
     fit(whole, store)
     part = trainer_of(store, tmp_path / "cut", thresholds={"pressure": 0.05}, **more)
@@ -149,6 +159,29 @@ def test_a_cut_run_resumes_to_the_same_bits(store: Store, tmp_path: Path) -> Non
 
 def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.safetensors"))}
+
+
+def test_a_supernet_reads_values_that_passed_at_any_width(store: Store, tmp_path: Path) -> None:
+    trainer = trainer_of(store, tmp_path, {"chunks": {"default": 2}}, {"pressure": 0.2, "rate": 0.5}, supernet=True)
+    fit(trainer, store)
+    square = trainer.gate.square.clone()
+    trainer.model.train()
+    trainer._metrics(Loader(store, "valid", 200))
+    assert trainer.model.training
+    assert torch.equal(trainer.gate.square, square)
+    trainer.model.eval()
+    small, report = compact_by_thresholds(trainer.model, store.id_counts("train"))
+    assert any(0 < line.kept < line.before for line in report.features)
+    chunks = np.array([[2, 2, 2, 2], [1, 0, 2, 1]])
+    masked, served = (
+        predict_allocations(model, Loader(store, "train", 1024), chunks) for model in (trainer.model, small)
+    )
+    for one, other in zip(masked, served, strict=True):
+        assert np.array_equal(one.probabilities, other.probabilities)
+    gate, trainer.model.embedding.gate = trainer.model.embedding.gate, None
+    (full,) = predict_allocations(trainer.model, Loader(store, "train", 1024), chunks[:1])
+    trainer.model.embedding.gate = gate
+    assert not np.array_equal(full.probabilities, masked[0].probabilities)
 
 
 def test_the_best_epoch_keeps_its_thresholds(store: Store, tmp_path: Path) -> None:
