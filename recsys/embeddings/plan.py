@@ -23,6 +23,8 @@ from recsys.embeddings.hot import hot_memory, most_frequent
 from recsys.embeddings.kept import WORD_BYTES, words_of
 from recsys.memory import require_memory
 
+SPLITS = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}
+"""Power of a feature's values with which a `hashed` table's rows are divided."""
 HOT_KEY_BYTES = 4
 """Bytes of one entry of the hot index."""
 
@@ -384,7 +386,7 @@ def _hashed_segments(
             found=f"{config.rows} rows, {len(hashed)} features",
             mend="raise it, or drop features (embedding.chunks)",
         )
-    power = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}[config.split]
+    power = SPLITS[config.split]
     weights = {n: max(values[n], 1) ** power for n in hashed}
     total = math.fsum(weights.values())
     segments, end = {}, 0

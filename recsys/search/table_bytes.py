@@ -11,10 +11,7 @@ from recsys.embeddings import EmbeddingConfig, plan_embedding
 from recsys.embeddings.addressing import WAYS
 from recsys.embeddings.config import ChunksConfig
 from recsys.embeddings.formats import FormatName, RowFormat
-from recsys.embeddings.plan import HOT_KEY_BYTES, IdCounts, exact_index
-
-SPLITS = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}
-"""Power of a feature's values with which a `hashed` table's rows are divided."""
+from recsys.embeddings.plan import HOT_KEY_BYTES, SPLITS, IdCounts, exact_index
 
 
 class TableBytes:
