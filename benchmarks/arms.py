@@ -199,12 +199,14 @@ def plan_within(layout: Layout, config: Mapping[str, Any], counts: IdCounts, lim
     def plan(rows: int) -> EmbeddingPlan:
         return plan_embedding(layout, EmbeddingConfig.model_validate({**config, "rows": rows}), counts)
 
-    low, high = 0, limit
+    # a hashed table has rows for every feature, one at least
+    least = len(layout.id_names) + len(layout.bag_names) if config.get("kind") == "hashed" else 1
+    low, high = least - 1, limit
     while low < high:
         rows = (low + high + 1) // 2
         low, high = (rows, high) if plan(rows).table_bytes <= limit else (low, rows - 1)
-    if not low:
-        raise ValueError(f"one hashed row and the exact rows take {plan(1).table_bytes:,} bytes, above {limit:,}")
+    if low < least:
+        raise ValueError(f"the fewest rows and the exact ones take {plan(least).table_bytes:,} bytes, above {limit:,}")
     return plan(low)
 
 
