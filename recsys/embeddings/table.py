@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from features.errors import ConfigError
 from recsys.embeddings.average import RowAverage
-from recsys.embeddings.formats import RowFormat
+from recsys.embeddings.formats import SHARED_INT8, RowFormat
 
 OptimizerName = Literal["sgd", "rowwise_adagrad", "adam", "rowwise_adam", "rmsprop", "rowwise_rmsprop"]
 
@@ -66,6 +67,21 @@ class Table(nn.Module, ABC):
         self.format = format
         self.optimizer = optimizer
         self.average: RowAverage | None = None
+
+    def require_trainable(self) -> None:
+        """Refuses a format that is for reading alone.
+
+        Raises:
+            ConfigError: all rows share one step.
+        """
+        if self.format.step is not None:
+            raise ConfigError(
+                "a table whose rows share one step is for serving: its levels could not follow growing values",
+                field="embedding.format",
+                found=f"{SHARED_INT8}, a step of {self.format.step:.6g} for all rows",
+                expected="a format with a scale a row, or a float one",
+                mend="train the model it was converted from, or a fresh one that starts from it (train.warm_start)",
+            )
 
     @abstractmethod
     def forward(self, rows: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class TorchTable(Table):
 
     def forward(self, rows: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.training:
-            assert self.format.step is None, "levels that all rows share cannot follow growing values"
+            self.require_trainable()
             out: Tensor = _Lookup.apply(self.anchor, rows, self)
             return out
         return self.gather(rows)

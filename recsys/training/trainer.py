@@ -105,14 +105,7 @@ class Trainer:
                 found=f"{model.plan.pruned.left:,} of {model.plan.pruned.hashed:,} hashed rows",
                 mend="train a fresh model that starts from it: train.warm_start",
             )
-        if model.plan.step is not None:
-            raise ConfigError(
-                "a table whose rows share one step is for serving: its levels could not follow growing values",
-                field="embedding.format",
-                found=f"{model.plan.format_name}, a step of {model.plan.step:.6g} for all rows",
-                expected="a format with a scale a row, or a float one",
-                mend="train the model it was converted from, or a fresh one that starts from it (train.warm_start)",
-            )
+        model.embedding.table.require_trainable()
         if config.clip_norm is not None and not model.embedding.table.clips:
             raise ConfigError(
                 "the fbgemm kernel sums the gradients of equal rows inside its step, so they cannot be clipped before",

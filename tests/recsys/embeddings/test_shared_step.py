@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from features.errors import ConfigError
 from recsys.embeddings.formats import FormatName, RowFormat, rounding_noise, shared_step
 from recsys.embeddings.numba_table import NumbaTable
 from recsys.embeddings.table import TableOptimizer
@@ -90,3 +91,13 @@ def test_both_kernels_read_the_same_bits(width: int) -> None:
         table = kernel(len(values), RowFormat("int8", width, step), TableOptimizer("sgd"))
         table.assign(None, values)
         assert torch.equal(table.gather(rows), expected)
+
+
+@pytest.mark.parametrize("kernel", [TorchTable, NumbaTable])
+def test_it_is_not_trained(kernel: type[TorchTable]) -> None:
+    table = kernel(10, RowFormat("int8", 4, 0.1), TableOptimizer("sgd")).train()
+    rows = torch.tensor([1], dtype=torch.int32)
+    with pytest.raises(ConfigError, match=r"is for serving.*step of 0.1 for all rows.*train.warm_start"):
+        table(rows)
+    with torch.no_grad():
+        assert table(rows).shape == (1, 4)
