@@ -301,8 +301,9 @@ def _counts(
     for other in (UNIFORM, "random", STATISTICS, MAGNITUDE):
         ahead = sum(own[other].low > 0 for own in differences.values())
         behind = sum(own[other].high < 0 for own in differences.values())
-        bars.append(Bar(f"data sets on which the search beats {other}", ahead, ">=", 2))
-        bars.append(Bar(f"data sets on which the search is behind {other}", behind, "<=", 0))
+        met = f"{other}, mean of all budgets" if other == STATISTICS else other
+        bars.append(Bar(f"data sets on which the search beats {met}", ahead, ">=", 2))
+        bars.append(Bar(f"data sets on which the search is behind {met}", behind, "<=", 0))
     small = 0
     for saving in savings:
         shares = (saving["of_uniform"]["lookups"], saving["of_uniform"]["parameters"])
