@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from features.batch import Batch
@@ -40,20 +40,26 @@ class SubNetworks:
 
     def __init__(self, model: CTRModel) -> None:
         self._model = model
+        self._features = [[replace(f, chunks=count) for count in range(f.chunks + 1)] for f in model.plan.features]
+        """By feature, then chunk count."""
         self._places = {name: tuple(_numbered(axis) for axis in axes) for name, axes in model.network.axes().items()}
         self._inputs = _numbered(model.network.input_axis())
 
-    def of(self, chunks: Sequence[int]) -> tuple[Network, Tensor]:
-        """The network of some chunk counts, in plan order, and the places [I'] of what it reads in the full input."""
+    def of(self, chunks: Sequence[int]) -> tuple[Network, Callable[[Tensor], Tensor]]:
+        """The network of some chunk counts, in plan order, and what picks its input [B, I'] from the full [B, I]."""
         network, cuts = self._outline(chunks)
         whole = dict(self._model.network.named_parameters())
-        network.load_state_dict({name: _cut(whole[name].detach(), own) for name, own in cuts.items()}, assign=True)
-        return network.eval(), _found(network.input_axis(), self._inputs)
+        for name, own in cuts.items():
+            module, _, parameter = name.rpartition(".")
+            value = nn.Parameter(_cut(whole[name].detach(), own), requires_grad=False)
+            setattr(network.get_submodule(module), parameter, value)
+        spans = _spans([self._inputs[name] for name in network.input_axis()])
+        return network.eval(), lambda x: torch.cat([x[:, first:end] for first, end in spans], 1)
 
     def trained(self, chunks: Sequence[int]) -> Callable[[Tensor], Tensor]:
         """The same as a function from the full input [B, I] to logits [B, T]; the model's weights learn through it."""
         network, cuts = self._outline(chunks)
-        columns = _found(network.input_axis(), self._inputs)
+        columns = torch.tensor([self._inputs[name] for name in network.input_axis()], dtype=torch.int64)
         whole = self._model.network
 
         def logits(x: Tensor) -> Tensor:
@@ -69,18 +75,18 @@ class SubNetworks:
     def _outline(self, chunks: Sequence[int]) -> tuple[Network, dict[str, list[tuple[int, Tensor]]]]:
         """The network without weights, and by parameter the dimensions that are smaller, with the places kept."""
         model = self._model
-        features = tuple(replace(f, chunks=int(c)) for f, c in zip(model.plan.features, chunks, strict=True))
+        features = tuple(own[count] for own, count in zip(self._features, chunks, strict=True))
         with torch.device("meta"):
             network = Network(model.layout, replace(model.plan, features=features), model.config)
-        axes = network.axes()
-        cuts = {
-            name: [
-                (dimension, _found(axis, places))
-                for dimension, (axis, places) in enumerate(zip(axes[name], self._places[name], strict=True))
-                if len(axis) < len(places)
-            ]
-            for name, _ in network.named_parameters()
-        }
+        kept: dict[int, Tensor] = {}  # by axis; parameters share them
+        cuts: dict[str, list[tuple[int, Tensor]]] = {}
+        for name, axes in network.axes().items():
+            cuts[name] = []
+            for dimension, (axis, places) in enumerate(zip(axes, self._places[name], strict=True)):
+                if len(axis) < len(places):
+                    if id(axis) not in kept:
+                        kept[id(axis)] = torch.tensor([places[unit] for unit in axis], dtype=torch.int64)
+                    cuts[name].append((dimension, kept[id(axis)]))
         return network, cuts
 
 
@@ -180,9 +186,9 @@ class Fitness:
         sample = self._sample
         out = []
         for chunks in self._space.chunks(genes):
-            network, columns = self._networks.of(chunks)
+            network, pick = self._networks.of(chunks)
             with torch.no_grad():
-                logits = network(sample.inputs.index_select(1, columns))
+                logits = network(pick(sample.inputs))
             probabilities = torch.sigmoid(logits[:, 0].double()).numpy()
             out.append(self._metric(sample.labels[:, 0], probabilities, sample.weight))
         return np.array(out)
@@ -206,8 +212,8 @@ def predict_allocations(model: CTRModel, batches: Iterable[Batch], chunks: np.nd
     labels, weights = [], []
     for batch in batches:
         x = model.inputs_of(batch)
-        for (network, columns), own in zip(smaller, probabilities, strict=True):
-            own.append(torch.sigmoid(network(x.index_select(1, columns)).double()).numpy())
+        for (network, pick), own in zip(smaller, probabilities, strict=True):
+            own.append(torch.sigmoid(network(pick(x)).double()).numpy())
         assert batch.labels is not None
         labels.append(batch.labels.numpy().copy())
         if batch.weight is not None:
@@ -230,5 +236,7 @@ def _numbered(axis: Axis) -> dict[Hashable, int]:
     return {name: place for place, name in enumerate(axis)}
 
 
-def _found(axis: Axis, places: dict[Hashable, int]) -> Tensor:
-    return torch.tensor([places[name] for name in axis], dtype=torch.int64)
+def _spans(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending places as ranges, each without its end: neighbours are copied together, faster than one by one."""
+    cuts = [i for i in range(1, len(places)) if places[i] != places[i - 1] + 1]
+    return [(places[first], places[end - 1] + 1) for first, end in zip([0, *cuts], [*cuts, len(places)], strict=True)]
