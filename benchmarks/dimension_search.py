@@ -82,7 +82,7 @@ class DataSet:
     train: Mapping[str, Any]
     """Fields of `TrainConfig`: of the supernet, and of the largest model as a teacher and for magnitude pruning."""
     retrain_epochs: int
-    """At most, of the models that are compared: enough for validation to stop them."""
+    """At most, of the models that are compared; validation stops most of them before."""
     levels: tuple[int, ...]
     """Chunk counts to choose among."""
     budget: int
@@ -159,7 +159,7 @@ DATA_SETS = {
             "table_l2": 2e-5,
             "ema": 0.999,
         },
-        retrain_epochs=20,
+        retrain_epochs=40,
         levels=(0, 1, 2, 4, 8),
         budget=10,
         budgets=(13, 16, 20),
