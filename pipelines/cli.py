@@ -842,7 +842,7 @@ def progressive(
 ) -> None:
     """Train, then go through the test split in the order of time: predict a window, then learn from it.
 
-    `recsys progressive configs/synthetic.yaml --every 1d --delay 1h`
+    `recsys progressive configs/synthetic.yaml 'data.split={kind: time}' --every 1d --delay 1h`
 
     `recsys progressive configs/criteo.yaml --rows 1000 data.split.fractions=[0.5,0.1,0.4]`
     """

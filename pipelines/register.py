@@ -9,6 +9,7 @@ from features.errors import ArtifactError, ConfigError
 from pipelines.config import ExperimentConfig
 from pipelines.console import Console
 from pipelines.workspace import Run, trained_run
+from recsys.models.convert import check_served_format
 from recsys.serving.bundle import Bundle, load_bundle
 from recsys.serving.registry import Registry
 
@@ -29,7 +30,7 @@ def register(
         gates_failed: it is not registered.
 
     Raises:
-        ConfigError: The run was trained with tracking off.
+        ConfigError: There is no such format, or the run was trained with tracking off.
         ArtifactError: There is no trained run, it was not converted to the format, its gates were not checked yet, or
             the registry cannot be used.
     """
@@ -69,6 +70,7 @@ def register(
 
 
 def _converted(run: Run, format: str) -> Path:
+    check_served_format(format)
     folder = run.converted(format)
     if not folder.is_dir():
         raise ArtifactError(

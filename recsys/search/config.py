@@ -80,7 +80,7 @@ class SearchConfig(Strict):
     """published: OptEmbed's released loop with its mistakes, for comparison; it knows no budget and no front, and its
     generations have 20 candidates."""
     generations: int = Field(40, ge=1)
-    """Generations of the evolution. That of a front begins with the best of six smaller budgets, for each of which a
+    """Generations of the evolution. That of a front begins with the best of six budgets, for each of which a
     quarter as many generations go before."""
     population: int = Field(20, ge=2)
     """Candidates a generation."""

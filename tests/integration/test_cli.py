@@ -470,6 +470,9 @@ def test_a_converted_run_is_registered_if_it_keeps_its_gates(world: Any, recsys:
     missing = recsys("register", world.config, "--format", "int4")
     assert missing.code == 2
     assert f"recsys convert {run} --format int4" in missing.err
+    unknown = recsys("register", world.config, "--format", "pruned")
+    assert unknown.code == 2
+    assert "there is no such row format" in unknown.err
     converted = recsys("convert", run, "--format", "int4", "--json")
     assert converted.code == 0, converted.err
     assert [gate["met"] for gate in converted.json["gates"]] == [True, True]
