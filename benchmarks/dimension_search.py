@@ -82,7 +82,7 @@ class DataSet:
     train: Mapping[str, Any]
     """Fields of `TrainConfig`: of the supernet, and of the largest model as a teacher and for magnitude pruning."""
     retrain_epochs: int
-    """At most, of the models that are compared; validation stops most of them before."""
+    """At most, of the models that are compared."""
     levels: tuple[int, ...]
     """Chunk counts to choose among."""
     budget: int
